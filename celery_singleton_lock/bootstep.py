@@ -1,0 +1,38 @@
+"""What a worker checks before it takes work: that its locks have a place to live."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from celery import bootsteps
+from celery.exceptions import CeleryCommandException
+
+from .errors import SingletonError
+from .locks import AppLocks
+
+logger = logging.getLogger(__name__)
+
+
+class StoreCheck(bootsteps.Step):  # type: ignore[misc]  # Celery has no types
+    """Refuses to start a worker that could not lock, with one line that says what to do."""
+
+    def create(self, worker: Any) -> None:
+        """Called while the worker is set up, before its pool exists."""
+        try:
+            locks = AppLocks.of(worker.app)
+            if not locks.store.is_shared_between_processes and _has_several_processes(worker):
+                raise CeleryCommandException(
+                    f"{locks.address} excludes nobody in a pool of several processes: set "
+                    "singleton_store_url to a Redis, or choose --pool threads or solo",
+                    exit_code=1,
+                )
+            locks.store.check()
+        except SingletonError as error:
+            raise CeleryCommandException(f"celery-singleton-lock: {error}", exit_code=1) from error
+        locks.store.close()  # a forked child shall inherit no connection
+        logger.info("Singleton locks live in %s", locks.address)
+
+
+def _has_several_processes(worker: Any) -> bool:
+    return bool(worker.pool_cls.__module__.endswith("prefork"))

@@ -1,0 +1,212 @@
+"""One run's time-bounded claim on a lock.
+
+A lease alone combines a store with time. It goes by its own monotonic clock, from the moment
+before the store was asked: by then the store's ttl has not begun, so the lease always thinks
+itself over before the store does (C. Gray, D. Cheriton, "Leases", SOSP 1989, section 5).
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable
+from enum import Enum, auto
+
+from .errors import Holder, LeaseLostError, StoreError
+from .stores.base import Claim, Claimant, LockStore
+
+
+class _State(Enum):
+    """Where a lease is in its life.
+
+    ASKED and RELEASING: the store was asked, and its answer is not known (yet).
+    """
+
+    NEW = auto()
+    ASKED = auto()
+    HELD = auto()
+    REFUSED = auto()
+    LOST = auto()
+    RELEASING = auto()
+    RELEASED = auto()
+
+
+class Lease:
+    """A claim on ``key`` that lives ``ttl`` seconds from the last time the store confirmed it.
+
+    Not promised: that no other run has the lock while ``is_lost`` is false, if this process was
+    paused for longer than the ttl. Where that matters, compare ``fencing_token`` at the resource.
+
+    Args:
+        store: Where the lock lives.
+        key: The lock key.
+        ttl: Seconds without renewal until the lock is anyone's.
+        claimant: What others are told about this run.
+        clock: Seconds; must not step.
+
+    Attributes:
+        key: The lock key.
+        ttl: As given.
+        fencing_token: A number that only grows per key, 0 until acquired. Send it along with
+            every write, and let the resource refuse a lower one than it has seen (M. Kleppmann,
+            "How to do distributed locking", 2016).
+    """
+
+    def __init__(
+        self,
+        store: LockStore,
+        key: str,
+        ttl: float,
+        claimant: Claimant,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.key = key
+        self.ttl = ttl
+        self.fencing_token = 0
+        self._store = store
+        self._claimant = claimant
+        self._clock = clock
+        # Made before the store is asked: whatever interrupts the asking can still give it back.
+        self._owner_token = secrets.token_hex(16)
+        self._state = _State.NEW
+        self._expires_at = 0.0
+
+    @property
+    def claim(self) -> Claim:
+        """What the store needs to renew this lease."""
+        return Claim(self.key, self._owner_token, self.ttl)
+
+    @property
+    def store(self) -> LockStore:
+        """Where the lock lives."""
+        return self._store
+
+    @property
+    def expires_at(self) -> float:
+        """When the lease ends if nothing renews it, by its own clock."""
+        return self._expires_at
+
+    @property
+    def is_held(self) -> bool:
+        """Acquired, neither released nor lost."""
+        return self._state is _State.HELD and self._clock() < self._expires_at
+
+    @property
+    def is_over(self) -> bool:
+        """Refused, known to be lost, or given back: there is nothing to renew."""
+        return self._state not in (_State.NEW, _State.ASKED, _State.HELD)
+
+    @property
+    def is_lost(self) -> bool:
+        """The lease ended before it was released: another run may have the lock now."""
+        if self._state is _State.HELD:
+            return self._clock() >= self._expires_at
+        return self._state is _State.LOST
+
+    def acquire(self) -> Holder:
+        """Ask for the lock, once. After a StoreError it is safe to ask again.
+
+        Returns:
+            Who has the lock now: this run if ``is_held``.
+
+        Raises:
+            StoreError: The store did not answer.
+        """
+        asked_at = self._clock()
+        self._state = _State.ASKED
+        is_acquired, holder = self._store.acquire(
+            self.key, self._owner_token, self.ttl, self._claimant
+        )
+        if is_acquired:
+            self._expires_at = asked_at + self.ttl
+            self.fencing_token = holder.fencing_token
+        self._state = _State.HELD if is_acquired else _State.REFUSED
+        return holder
+
+    def confirm(self, asked_at: float, is_ours: bool) -> None:
+        """Take note of the store's answer to a renewal that was sent at ``asked_at``."""
+        if is_ours and not self.is_lost:  # a lost lease stays lost
+            self._expires_at = asked_at + self.ttl
+        elif self._state is _State.HELD:
+            self._state = _State.LOST
+
+    def check(self) -> None:
+        """Return if the lease still lives, else raise: call it before what cannot be undone.
+
+        Asks no store: the answer comes from the lease's clock and its last renewal.
+
+        Raises:
+            LeaseLostError: The lease has ended; another run may have the lock.
+        """
+        if self.is_lost:
+            raise LeaseLostError(
+                f"The lease on {self.key} ended while its run was still going on; "
+                "another run may have the lock now"
+            )
+
+    def release(self) -> bool:
+        """Give the lock back, if it was asked for and is not given back already.
+
+        Returns:
+            Whether this call freed the lock. False also means that it had been lost.
+
+        Raises:
+            StoreError: The store did not answer; the lock ends with its ttl.
+        """
+        before = self._state
+        if before in (_State.NEW, _State.REFUSED, _State.RELEASED):
+            return False
+        # Renewal must not take the lock's end for a loss. What interrupts the call (a signal)
+        # leaves this state behind, and release() can be called again.
+        self._state = _State.RELEASING
+        try:
+            is_freed = self._store.release(self.key, self._owner_token)
+        except StoreError:
+            self._state = _State.RELEASED
+            raise
+        was_held = before in (_State.HELD, _State.LOST)
+        self._state = _State.LOST if was_held and not is_freed else _State.RELEASED
+        return is_freed
+
+
+class NullLease:
+    """Stands for a lease where there is no lock, so that a body can be called without one."""
+
+    fencing_token = 0
+    is_lost = False
+
+    def check(self) -> None:
+        """Pass: there is nothing to lose."""
+
+    def release(self) -> bool:
+        """Do nothing, and say so."""
+        return False
+
+
+class NestedLease:
+    """A lease that an enclosing execution holds, as a nested call of the same lock sees it.
+
+    Args:
+        enclosing: The lease that is held.
+    """
+
+    def __init__(self, enclosing: Lease) -> None:
+        self._enclosing = enclosing
+
+    @property
+    def fencing_token(self) -> int:
+        """The enclosing lease's."""
+        return self._enclosing.fencing_token
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the enclosing lease is lost."""
+        return self._enclosing.is_lost
+
+    def check(self) -> None:
+        """Check the enclosing lease."""
+        self._enclosing.check()
+
+    def release(self) -> bool:
+        """Do nothing: the lock is given back by the execution that took it."""
+        return False

@@ -1,0 +1,230 @@
+"""What a task says about its lock: task attribute, else the app's setting, else the default.
+
+Read once, when Celery binds the task to its app, into one frozen object.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from difflib import get_close_matches
+from typing import Any
+
+from .conflict import POLICIES, OnConflict, policy_names
+from .errors import ConfigurationError
+from .keys import LockArgs, call_key, check_key_prefix
+
+DEFAULT_KEY_PREFIX = "singleton:"
+DEFAULT_LOCK_TTL = 30.0
+
+#: Task attribute → the setting that gives its default for the whole app.
+ATTRIBUTES: Mapping[str, str | None] = {
+    "lock_name": None,
+    "lock_args": None,
+    "lock_ttl": "singleton_lock_ttl",
+    "on_conflict": "singleton_on_conflict",
+    "wait_timeout": "singleton_wait_timeout",
+}
+SETTINGS = (
+    "singleton_store_url",
+    "singleton_key_prefix",
+    *(setting for setting in ATTRIBUTES.values() if setting),
+)
+
+
+@dataclass(frozen=True)
+class LockOptions:
+    """How one task locks.
+
+    Attributes:
+        task_name: The task.
+        lock_name: Whose lock it is; tasks with one name share locks.
+        lock_args: Which arguments count: ``None`` for all, names, or a callable.
+        lock_ttl: Seconds without renewal until the lock is anyone's.
+        on_conflict: What becomes of a run that meets a held lock.
+        wait_timeout: Longest time in seconds without the lock; ``None`` for no limit.
+        signature: The body's signature, without a bound ``self``.
+    """
+
+    task_name: str
+    lock_name: str
+    lock_args: LockArgs
+    lock_ttl: float
+    on_conflict: OnConflict
+    wait_timeout: float | None
+    signature: inspect.Signature
+
+    def key(self, prefix: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+        """The lock key of one call; see :func:`celery_singleton_lock.keys.call_key`."""
+        return call_key(
+            prefix, self.lock_name, self.task_name, self.signature, self.lock_args, args, kwargs
+        )
+
+
+def lock_options(task_class: Any, app: Any) -> LockOptions:
+    """The options of a task that is being bound to ``app``, checked.
+
+    Raises:
+        ConfigurationError: Something makes no sense, or a name is misspelt.
+    """
+    _check_settings(app)
+    _check_attribute_names(task_class)
+    reader = _Reader(task_class, app)
+    signature = _body_signature(task_class)
+    lock_args, on_conflict = reader.lock_args(signature), reader.on_conflict()
+    if on_conflict is None:
+        _check_every_argument_counts(task_class.name, lock_args, signature)
+    lock_ttl = reader.seconds("lock_ttl")
+    return LockOptions(
+        task_name=task_class.name,
+        lock_name=reader.lock_name() or task_class.name,
+        lock_args=lock_args,
+        lock_ttl=DEFAULT_LOCK_TTL if lock_ttl is None else lock_ttl,
+        on_conflict=on_conflict or "skip",
+        wait_timeout=reader.seconds("wait_timeout"),
+        signature=signature,
+    )
+
+
+def key_prefix(app: Any, outer_prefix: str, outer_origin: str) -> str:
+    """The app's key prefix, behind the ``global_keyprefix`` of the connection that is reused."""
+    prefix = app.conf.get("singleton_key_prefix")
+    if prefix is None:
+        prefix = DEFAULT_KEY_PREFIX
+    if not isinstance(prefix, str):
+        raise ConfigurationError(f"The setting singleton_key_prefix must be a string, not {prefix!r}")
+    check_key_prefix(outer_prefix, outer_origin)
+    return outer_prefix + check_key_prefix(prefix, "The setting singleton_key_prefix")
+
+
+class _Reader:
+    """Reads one task's options; knows where each value is from, for the error message."""
+
+    def __init__(self, task_class: Any, app: Any) -> None:
+        self._task_class = task_class
+        self._app = app
+
+    def read(self, attribute: str) -> tuple[Any, str]:
+        # Static: a callable given as a task option is a method of the class that Celery builds,
+        # and getattr() would bind the task to its first argument.
+        value = inspect.getattr_static(self._task_class, attribute, None)
+        if isinstance(value, (staticmethod, classmethod)):
+            value = value.__func__
+        if value is not None:
+            return value, f"{attribute} of task {self._task_class.name}"
+        setting = ATTRIBUTES[attribute]
+        return (self._app.conf.get(setting) if setting else None), f"The setting {setting}"
+
+    def lock_name(self) -> str | None:
+        value, origin = self.read("lock_name")
+        if value is None or (isinstance(value, str) and value):
+            return value
+        raise ConfigurationError(f"{origin} must be a string that is not empty, not {value!r}")
+
+    def lock_args(self, signature: inspect.Signature) -> LockArgs:
+        value, origin = self.read("lock_args")
+        if value is None:
+            return None
+        if callable(value):
+            if next(iter(inspect.signature(value).parameters), None) == "self":
+                raise ConfigurationError(
+                    f"{origin} is called with the call's arguments and nothing else: drop 'self'"
+                )
+            return value  # type: ignore[no-any-return]
+        names = (value,) if isinstance(value, str) else value
+        if not (isinstance(names, Iterable) and all(isinstance(name, str) for name in names)):
+            raise ConfigurationError(
+                f"{origin} must be the name of an argument, several names, or a callable of the "
+                f"call's arguments, not {value!r}"
+            )
+        names = tuple(names)
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
+        for name in names:
+            if name not in signature.parameters and not takes_any:
+                raise ConfigurationError(
+                    f"{origin} names {name!r}, but the task takes "
+                    f"{', '.join(signature.parameters) or 'no arguments'}"
+                )
+        return names
+
+    def on_conflict(self) -> OnConflict | None:
+        value, origin = self.read("on_conflict")
+        if value is None or callable(value) or value in POLICIES:
+            return value  # type: ignore[no-any-return]
+        raise ConfigurationError(
+            f"{origin} must be one of {policy_names()}, or a callable that returns one of them, "
+            f"not {value!r}" + _hint(str(value), POLICIES)
+        )
+
+    def seconds(self, attribute: str) -> float | None:
+        value, origin = self.read(attribute)
+        if value is None:
+            return None
+        number = value.total_seconds() if isinstance(value, timedelta) else value
+        is_number = isinstance(number, (int, float)) and not isinstance(number, bool)
+        if not is_number or not math.isfinite(number) or number <= 0:
+            raise ConfigurationError(
+                f"{origin} must be a number of seconds above 0, or a timedelta, not {value!r}"
+            )
+        return float(number)
+
+
+def _body_signature(task_class: Any) -> inspect.Signature:
+    run = inspect.getattr_static(task_class, "run")
+    if isinstance(run, staticmethod):
+        return inspect.signature(run.__func__)
+    signature = inspect.signature(run)
+    return signature.replace(parameters=list(signature.parameters.values())[1:])
+
+
+def _check_every_argument_counts(
+    task_name: str, lock_args: LockArgs, signature: inspect.Signature
+) -> None:
+    if lock_args is None:
+        return
+    if callable(lock_args):
+        left_out = "some arguments (lock_args is a callable)"
+    else:
+        left_out = ", ".join(name for name in signature.parameters if name not in lock_args)
+    if left_out:
+        raise ConfigurationError(
+            f"The lock of task {task_name} leaves out {left_out}: different calls share it, and to "
+            f"skip one of them would lose it. Say on_conflict, on the task or with the setting "
+            f"singleton_on_conflict: one of {policy_names()}"
+        )
+
+
+def _check_settings(app: Any) -> None:
+    namespace = f"{app.namespace}_" if app.namespace else ""
+    for key in app.conf.keys():
+        name = str(key)
+        if namespace and name.startswith(namespace):
+            name = name[len(namespace) :].lower()
+        if name.startswith("singleton_") and name not in SETTINGS:
+            raise ConfigurationError(
+                f"There is no setting {key}" + _hint(name, SETTINGS) + f" Known: {', '.join(SETTINGS)}"
+            )
+
+
+def _check_attribute_names(task_class: Any) -> None:
+    for owner in task_class.__mro__:
+        if owner.__module__.partition(".")[0] in ("celery", "celery_singleton_lock", "builtins"):
+            continue
+        for name in vars(owner):
+            if name in ATTRIBUTES:
+                continue
+            near = get_close_matches(name, ("on_conflict", "wait_timeout"), cutoff=0.8)
+            if name.startswith("lock_") or near:
+                raise ConfigurationError(
+                    f"Task {task_class.name}: there is no option {name}"
+                    + _hint(name, ATTRIBUTES)
+                    + f" Known: {', '.join(ATTRIBUTES)}"
+                )
+
+
+def _hint(name: str, known: Iterable[str]) -> str:
+    near = get_close_matches(name, list(known), n=1)
+    return f". Did you mean {near[0]}?" if near else "."

@@ -1,0 +1,54 @@
+"""What this package sends to the broker: runs that go back to the queue."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+#: Message header of a run that was put back: its first conflict and how often. Dropped once it
+#: has its lock, so that a later retry starts afresh.
+HEADER = "singleton_waiting"
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """How long a run has gone without its lock.
+
+    Attributes:
+        since: Its first conflict, in seconds since the epoch by the clock of the worker that
+            met it; ``None`` before the first.
+        requeues: How often it has been put back.
+    """
+
+    since: float | None = None
+    requeues: int = 0
+
+    @classmethod
+    def of(cls, request: Any) -> Waiting:
+        """As the message of the current run tells it."""
+        since, requeues = (request.headers or {}).get(HEADER) or (None, 0)
+        return cls(since, requeues)
+
+    def seconds(self) -> float:
+        """Since the first conflict; clocks of two workers may differ, but never below 0."""
+        return 0.0 if self.since is None else max(0.0, time.time() - self.since)
+
+
+def put_back(task: Any, countdown: float, waiting: Waiting) -> None:
+    """Send the current run to its queue again, due after ``countdown`` seconds.
+
+    Its id, arguments, callbacks, canvas, expiry and retries stay as they are. The caller still
+    has to end this delivery with ``Ignore``. Not ``Reject(requeue=True)``: with early
+    acknowledgement that loses the message, and on RabbitMQ it starves the queue.
+    """
+    headers = {**(task.request.headers or {}), HEADER: [waiting.since, waiting.requeues + 1]}
+    task.signature_from_request(countdown=countdown, headers=headers).apply_async(
+        add_to_parent=False
+    )
+
+
+def forget_waiting(request: Any) -> None:
+    """Drop the header from the current run: it has its lock."""
+    if request.headers:
+        request.headers.pop(HEADER, None)

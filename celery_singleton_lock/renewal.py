@@ -1,0 +1,153 @@
+"""Keep leases alive while their runs go on: one thread, a heap of deadlines.
+
+Every lease that is due soon is renewed in the same pipelined trip, so a thousand held leases
+cost one round trip per third of their ttl. Wraps leases from outside: a store knows of no
+thread, and a lost lease is reported through a callback.
+
+What a thread cannot do: renew while the body holds the GIL in a C call, or, with gevent and
+eventlet, while the body does not yield. Such a call must be shorter than two thirds of the ttl.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from .errors import StoreError
+from .lease import Lease
+from .stores.base import LockStore
+
+logger = logging.getLogger(__name__)
+
+#: A lease is renewed when this part of its ttl has passed: two more tries fit into the rest.
+RENEW_AFTER = 1 / 3
+#: A lease may go along with an earlier one by this part of its ttl, so that trips grow together.
+RENEW_EARLY = 1 / 6
+#: After a trip that the store did not answer, the next one comes after this part of the ttl.
+RETRY_AFTER = 1 / 10
+
+OnLost = Callable[[Lease], None]
+
+
+class _Kept(NamedTuple):
+    due: float
+    order: int  # no two are equal, so that tuples never compare leases
+    lease: Lease
+    on_lost: OnLost
+
+
+class LeaseRenewer:
+    """Renews every lease that it was given until the lease is over.
+
+    The thread starts with the first lease, belongs to the process that started it, and is a
+    daemon: it never keeps a process alive, and dies with it.
+
+    Args:
+        clock: Seconds; the same clock as the leases'.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._heap: list[_Kept] = []
+        self._order = itertools.count()
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._is_stopped = False
+        self._is_store_away = False
+
+    def keep(self, lease: Lease, on_lost: OnLost) -> None:
+        """Renew ``lease`` from now on; call ``on_lost`` once, from the thread, if it is lost."""
+        with self._changed:
+            self._push(lease, on_lost, RENEW_AFTER)
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._run, name="singleton-lease-renewal", daemon=True
+                )
+                self._thread.start()
+            elif self._heap[0].lease is lease:
+                self._changed.notify()
+
+    def stop(self) -> None:
+        """End the thread; leases that are still held end with their ttl."""
+        with self._changed:
+            self._is_stopped = True
+            self._changed.notify()
+
+    def renew_due(self) -> None:
+        """Renew what is due, in one trip per store. The thread does nothing else."""
+        by_store: dict[LockStore, list[_Kept]] = {}
+        for kept in self._take_due():
+            by_store.setdefault(kept.lease.store, []).append(kept)
+        for store, due in by_store.items():
+            self._renew(store, due)
+
+    def _run(self) -> None:
+        pid = os.getpid()
+        while True:
+            with self._changed:
+                if self._is_stopped or os.getpid() != pid:  # eventlet: a fork copies greenlets
+                    return
+                self._changed.wait(self._seconds_until_due())
+            try:
+                self.renew_due()
+            except Exception:
+                # Without this thread every lease of the process would end with its ttl.
+                logger.exception("Renewing leases failed; it goes on")
+
+    def _seconds_until_due(self) -> float | None:
+        return max(0.0, self._heap[0].due - self._clock()) if self._heap else None
+
+    def _push(self, lease: Lease, on_lost: OnLost, part_of_ttl: float) -> None:
+        due = self._clock() + lease.ttl * part_of_ttl
+        heapq.heappush(self._heap, _Kept(due, next(self._order), lease, on_lost))
+
+    def _take_due(self) -> list[_Kept]:
+        now = self._clock()
+        taken = []
+        with self._changed:
+            while self._heap and self._heap[0].due <= now:
+                taken.append(heapq.heappop(self._heap))
+            while taken and self._heap:
+                due, _, lease, _ = self._heap[0]
+                if not lease.is_over and due - lease.ttl * RENEW_EARLY > now:
+                    break
+                taken.append(heapq.heappop(self._heap))
+        return [kept for kept in taken if not kept.lease.is_over]
+
+    def _renew(self, store: LockStore, due: list[_Kept]) -> None:
+        asked_at = self._clock()
+        try:
+            answers: Sequence[bool] = store.renew_many([kept.lease.claim for kept in due])
+        except StoreError as error:
+            self._put_off(due, error)
+            return
+        if self._is_store_away:
+            self._is_store_away = False
+            logger.info("The lock store %s answers again; leases are renewed", store)
+        for kept, is_ours in zip(due, answers):
+            kept.lease.confirm(asked_at, is_ours)
+            self._go_on(kept, RENEW_AFTER)
+
+    def _put_off(self, due: list[_Kept], error: StoreError) -> None:
+        if not self._is_store_away:
+            self._is_store_away = True
+            logger.warning("%s. Leases cannot be renewed; it is tried until they end", error)
+        for kept in due:
+            self._go_on(kept, RETRY_AFTER)
+
+    def _go_on(self, kept: _Kept, part_of_ttl: float) -> None:
+        lease, on_lost = kept.lease, kept.on_lost
+        if lease.is_held:
+            with self._changed:
+                self._push(lease, on_lost, part_of_ttl)
+        elif lease.is_lost:
+            try:
+                on_lost(lease)
+            except Exception:
+                logger.exception("What was to be done about the lost lease on %s failed", lease.key)

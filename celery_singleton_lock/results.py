@@ -1,0 +1,49 @@
+"""What the callers of a run that did not run are told."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import states
+from celery.exceptions import Ignore, TaskRevokedError
+
+from .errors import LockHeldError
+
+
+class DuplicateTaskError(LockHeldError, TaskRevokedError):
+    """The run was skipped, because another one holds the lock; ``holder`` says which.
+
+    ``.get()`` on the skipped run's result raises it. It is also Celery's ``TaskRevokedError``:
+    whoever handles revoked tasks handles skipped ones.
+    """
+
+
+class Skipped(Ignore):
+    """Strictly between the pool and the worker's main process: this run was skipped."""
+
+
+class PutBack(Ignore):
+    """Strictly between the pool and the worker's main process: this run went back to the queue."""
+
+
+def store_skipped(task: Any, error: DuplicateTaskError) -> None:
+    """Store REVOKED for the current run, and tell its chord and the rest of its chain.
+
+    Celery's ``mark_as_revoked`` would store its own exception, without a holder, and leave the
+    rest of the chain PENDING for ever.
+    """
+    request = task.request
+    task.backend.mark_as_failure(
+        request.id,
+        error,
+        request=request,
+        store_result=not _ignores_result(task, request),
+        call_errbacks=False,
+        state=states.REVOKED,
+    )
+
+
+def _ignores_result(task: Any, request: Any) -> bool:
+    # Celery's Context has a class-level default that looks like an explicit False.
+    said_by_caller = vars(request).get("ignore_result")
+    return bool(task.ignore_result if said_by_caller is None else said_by_caller)

@@ -1,0 +1,136 @@
+"""How one run gets its lock, what happens where it does not, and how it gives it back."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+from dataclasses import replace
+from typing import Any, NoReturn
+
+from .conflict import Conflict, Fail, Requeue, decide, requeue_delay
+from .errors import Holder, LockHeldError, StoreError
+from .lease import Lease, NestedLease, NullLease
+from .locks import AppLocks
+from .options import LockOptions
+from .publishing import Waiting, forget_waiting, put_back
+from .results import DuplicateTaskError, PutBack, Skipped, store_skipped
+from .signals import LockEvent, lease_lost, lock_acquired, lock_refused, lock_released
+from .stores.base import Claimant
+
+logger = logging.getLogger(__name__)
+
+NO_LEASE = NullLease()
+
+_DID = {"skip": "skipped", "fail": "failed", "requeue": "goes back to the queue"}
+
+
+def begin(task: Any, options: LockOptions, args: Any, kwargs: Any) -> None:
+    """Take the lock for the current run, or end the run here.
+
+    Raises:
+        Ignore: The run was skipped, or went back to the queue; its callers were told.
+        LockHeldError: The run fails, because its policy says so.
+    """
+    request = task.request
+    locks = AppLocks.of(task.app)
+    key = options.key(locks.address.key_prefix, args, kwargs)
+    enclosing = locks.enclosing_lease(key)
+    if enclosing is not None:
+        request.singleton_lease = NestedLease(enclosing)
+        return
+    claimant = Claimant(request.id, request.hostname or socket.gethostname(), os.getpid())
+    lease = locks.lease(key, options.lock_ttl, claimant)
+    # Before the store is asked: whatever ends this run from here on, end() finds the lease.
+    request.singleton_lease = lease
+    try:
+        holder = lease.acquire()
+    except StoreError as error:
+        _wait_for_the_store(task, error)
+    if lease.is_over:
+        _refuse(task, options, key, holder)
+    if lease.is_lost:
+        _wait_for_the_store(task, "The lock store took longer to answer than the lock's ttl")
+    forget_waiting(request)
+    event = LockEvent(task.name, request.id, key, lease.fencing_token)
+    locks.hold(lease, lambda _: _report_loss(task, event))
+    lock_acquired.send(sender=task, event=event)
+
+
+def end(task: Any) -> None:
+    """Give back what the current run holds. Does nothing the second time, or without a lock."""
+    request = task.request
+    lease = vars(request).get("singleton_lease")
+    if not isinstance(lease, Lease):
+        return
+    was_known_lost = lease.is_lost
+    event = LockEvent(task.name, request.id, lease.key, lease.fencing_token)
+    try:
+        is_freed = AppLocks.of(task.app).let_go(lease)
+    except StoreError as error:
+        logger.warning("%s; the lock %s ends with its ttl", error, lease.key)
+    else:
+        if is_freed and lease.fencing_token:
+            lock_released.send(sender=task, event=event)
+        elif lease.is_lost and not was_known_lost:
+            _report_loss(task, event)
+    del request.singleton_lease
+
+
+def _refuse(task: Any, options: LockOptions, key: str, holder: Holder) -> NoReturn:
+    request = task.request
+    waiting = Waiting.of(request)
+    conflict = Conflict(
+        task_name=task.name,
+        task_id=request.id,
+        lock_key=key,
+        holder=holder,
+        retries=request.retries,
+        is_redelivered=bool((request.delivery_info or {}).get("redelivered")),
+        is_eager=request.is_eager,
+        requeues=waiting.requeues,
+        waited=waiting.seconds(),
+        wait_timeout=options.wait_timeout,
+    )
+    outcome = decide(options.on_conflict, conflict)
+    message = f"Task {task.name}[{request.id}] {_DID[outcome.name]}: {key} is held by {holder}"
+    logger.info(message)
+    lock_refused.send(
+        sender=task,
+        event=LockEvent(task.name, request.id, key, holder=holder, outcome=outcome.name),
+    )
+    if isinstance(outcome, Requeue):
+        since = time.time() if waiting.since is None else waiting.since
+        put_back(task, outcome.countdown, replace(waiting, since=since))
+        raise PutBack(message)
+    if isinstance(outcome, Fail):
+        raise LockHeldError(f"{message} ({outcome.reason})", holder)
+    error = DuplicateTaskError(message, holder)
+    if request.is_eager:
+        raise error  # there is no message to end, only a caller to tell
+    store_skipped(task, error)
+    raise Skipped(message)
+
+
+def _wait_for_the_store(task: Any, reason: object) -> NoReturn:
+    """The run cannot ask for its lock: it is not run and not dropped (R7)."""
+    request = task.request
+    if request.is_eager:
+        raise StoreError(f"{reason}; an eager run has no queue to go back to")
+    waiting = Waiting.of(request)
+    logger.warning("Task %s[%s] goes back to the queue: %s", task.name, request.id, reason)
+    put_back(task, requeue_delay(waiting.requeues), waiting)
+    raise PutBack(str(reason))
+
+
+def _report_loss(task: Any, event: LockEvent) -> None:
+    logger.warning(
+        "Task %s[%s] lost its lease on %s (fencing token %d) before its end: "
+        "another run may have started",
+        event.task_name,
+        event.task_id,
+        event.lock_key,
+        event.fencing_token,
+    )
+    lease_lost.send(sender=task, event=event)

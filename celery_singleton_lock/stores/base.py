@@ -1,0 +1,109 @@
+"""What a store can do.
+
+A store gets a lock key, an owner token and a ttl, and answers with plain data. It knows no
+policy, no task and no thread. Every verb is idempotent per owner token, so that a call whose
+reply was lost can be made again.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from ..errors import Holder
+
+
+class Claimant(NamedTuple):
+    """What a run says of itself when it asks for a lock; shown to whoever meets the lock.
+
+    Attributes:
+        task_id: The task id of the run; empty for code that is no task.
+        worker: The Celery node name, or the host name outside a worker.
+        pid: The process that runs the body.
+    """
+
+    task_id: str
+    worker: str
+    pid: int
+
+
+class Claim(NamedTuple):
+    """What it takes to renew a lock.
+
+    Attributes:
+        key: The lock key.
+        owner_token: The secret of the execution that holds the lock.
+        ttl: Seconds that the lock shall live from now on.
+    """
+
+    key: str
+    owner_token: str
+    ttl: float
+
+
+class Acquisition(NamedTuple):
+    """The answer to ``acquire``.
+
+    Attributes:
+        is_acquired: Whether the asking owner has the lock now.
+        holder: Who has it, whoever that is.
+    """
+
+    is_acquired: bool
+    holder: Holder
+
+
+class LockStore(ABC):
+    """Where locks live.
+
+    Errors: every method raises :class:`~celery_singleton_lock.errors.StoreError` when the store
+    did not answer; what was asked may or may not have happened then.
+    """
+
+    #: Whether two processes that use this store meet each other's locks.
+    is_shared_between_processes: bool
+
+    @abstractmethod
+    def acquire(self, key: str, owner_token: str, ttl: float, claimant: Claimant) -> Acquisition:
+        """Take the lock if it is free, for ``ttl`` seconds.
+
+        An owner that has it already gets the same fencing token again, and the full ttl.
+        """
+
+    @abstractmethod
+    def renew_many(self, claims: Sequence[Claim]) -> list[bool]:
+        """Set the remaining life of each lock back to its ttl where the claimant still owns it.
+
+        Returns:
+            One answer per claim, in order: False when the lock has expired or another run holds
+            it. A lock is never re-created: a lost lease stays lost.
+        """
+
+    def renew(self, key: str, owner_token: str, ttl: float) -> bool:
+        """:meth:`renew_many` for one claim."""
+        return self.renew_many([Claim(key, owner_token, ttl)])[0]
+
+    @abstractmethod
+    def release(self, key: str, owner_token: str) -> bool:
+        """Free the lock if the caller still owns it.
+
+        Returns:
+            False when it was not the caller's any more; then nothing was changed.
+        """
+
+    @abstractmethod
+    def holder(self, key: str) -> Holder | None:
+        """Who has the lock, or ``None`` when it is free."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """Return if the store answers and lets us in, else raise StoreError."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give connections back; a later call connects again."""
+
+    @abstractmethod
+    def __str__(self) -> str:
+        """Where the store is, for people; never with a password."""

@@ -1,0 +1,183 @@
+"""Locks in Redis (6.2 or newer) or Valkey.
+
+Every key that is ever written, where ``{23}`` is one of a constant number of buckets, the
+cluster hash tag that keeps the keys of one script in one slot:
+
+===================================== ====== ========================= ======================
+key                                   type   content                   lives
+===================================== ====== ========================= ======================
+``singleton:{23}:1:shop.buy:0d5f…``   hash   the held lock: owner      one ttl from the last
+                                             token, task id, worker,   renewal
+                                             pid, since_us, fencing
+                                             token
+``singleton:{23}:fencing``            string the bucket's last fencing for ever: there are 64
+                                             token
+===================================== ====== ========================= ======================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+import redis
+from redis.backoff import NoBackoff
+from redis.exceptions import NoScriptError, RedisError
+from redis.retry import Retry
+
+from ..errors import Holder, StoreError
+from .base import Acquisition, Claim, Claimant, LockStore
+from .scripts import load_script
+
+#: Seconds until a command, or a connection attempt, counts as not answered. Well below a
+#: third of the default ttl, so that a renewal can fail and still be tried again in time.
+COMMAND_TIMEOUT = 2.0
+
+ACQUIRE = load_script("acquire")
+RENEW = load_script("renew")
+RELEASE = load_script("release")
+
+T = TypeVar("T")
+
+
+class RedisStore(LockStore):
+    """A store for a fleet: one Redis server, or a Valkey server.
+
+    A command is sent once and waits :data:`COMMAND_TIMEOUT` seconds at most. redis-py's own
+    retries are off: only the caller knows whether asking again is safe and still in time.
+
+    Args:
+        connection_kwargs: What :class:`redis.ConnectionPool` takes, ``connection_class``
+            included. Time limits given here win over :data:`COMMAND_TIMEOUT`.
+    """
+
+    is_shared_between_processes = True
+
+    def __init__(self, connection_kwargs: Mapping[str, Any]) -> None:
+        kwargs = dict(connection_kwargs)
+        connection_class = kwargs.pop("connection_class", redis.Connection)
+        if issubclass(connection_class, redis.Connection):
+            kwargs.setdefault("socket_connect_timeout", COMMAND_TIMEOUT)
+        kwargs.setdefault("socket_timeout", COMMAND_TIMEOUT)
+        kwargs.update(
+            decode_responses=True,
+            encoding="utf-8",
+            max_connections=None,
+            retry=Retry(NoBackoff(), 0),
+            retry_on_timeout=False,
+            retry_on_error=[],
+        )
+        pool = redis.ConnectionPool(connection_class=connection_class, **kwargs)
+        connection_class(**pool.connection_kwargs)  # a misspelt option shows now, not at the first lock
+        self._client = redis.Redis(connection_pool=pool)
+        self._address = _address(connection_class, pool.connection_kwargs)
+
+    @classmethod
+    def from_url(cls, url: str) -> RedisStore:
+        """A store at ``redis://``, ``rediss://``, ``unix://`` or ``redis+socket://``.
+
+        Options of redis-py go into the query: ``redis://host/0?socket_timeout=1``.
+
+        Raises:
+            ValueError, TypeError: The URL makes no sense. The message may quote parts of it.
+        """
+        pool = redis.ConnectionPool.from_url(_in_redis_py_words(url))
+        return cls({**pool.connection_kwargs, "connection_class": pool.connection_class})
+
+    def acquire(self, key: str, owner_token: str, ttl: float, claimant: Claimant) -> Acquisition:
+        """See :meth:`LockStore.acquire`. One round trip."""
+        keys_and_args = (key, _fencing_counter(key), owner_token, _ms(ttl), *claimant)
+        is_acquired, *holder = self._ask(lambda: self._run(ACQUIRE, 2, *keys_and_args))
+        return Acquisition(bool(is_acquired), _holder(holder))
+
+    def renew_many(self, claims: Sequence[Claim]) -> list[bool]:
+        """See :meth:`LockStore.renew_many`. One pipelined round trip, however many claims."""
+        return self._ask(lambda: self._renew_in_one_trip(claims))
+
+    def release(self, key: str, owner_token: str) -> bool:
+        """See :meth:`LockStore.release`. One round trip."""
+        return bool(self._ask(lambda: self._run(RELEASE, 1, key, owner_token)))
+
+    def holder(self, key: str) -> Holder | None:
+        """See :meth:`LockStore.holder`. One round trip."""
+        fields = ("task_id", "worker", "pid", "since_us", "fencing_token")
+        values = self._ask(lambda: self._client.hmget(key, fields))
+        return None if None in values else _holder(values)
+
+    def check(self) -> None:
+        """See :meth:`LockStore.check`."""
+        self._ask(self._client.ping)
+
+    def close(self) -> None:
+        """See :meth:`LockStore.close`."""
+        self._client.connection_pool.disconnect()
+
+    def __str__(self) -> str:
+        return self._address
+
+    def _ask(self, command: Callable[[], T]) -> T:
+        try:
+            return command()
+        except (RedisError, OSError) as error:
+            raise StoreError(f"The lock store {self} did not answer: {error}") from error
+
+    def _run(self, script: Any, key_count: int, *keys_and_args: Any) -> Any:
+        try:
+            return self._client.evalsha(script.sha, key_count, *keys_and_args)
+        except NoScriptError:
+            return self._client.eval(script.source, key_count, *keys_and_args)
+
+    def _renew_in_one_trip(self, claims: Sequence[Claim]) -> list[bool]:
+        def renew_all() -> list[Any]:
+            # Plain EVALSHA: a registered script would add a SCRIPT EXISTS round trip.
+            with self._client.pipeline(transaction=False) as pipeline:
+                for key, owner_token, ttl in claims:
+                    pipeline.evalsha(RENEW.sha, 1, key, owner_token, _ms(ttl))
+                return pipeline.execute(raise_on_error=False)
+
+        answers = renew_all()
+        if any(isinstance(answer, NoScriptError) for answer in answers):
+            self._client.script_load(RENEW.source)
+            answers = renew_all()
+        for answer in answers:
+            if isinstance(answer, Exception):
+                raise answer
+        return [bool(answer) for answer in answers]
+
+
+def _fencing_counter(key: str) -> str:
+    bucket, _, _ = key.partition("}")
+    return f"{bucket}}}:fencing"
+
+
+def _holder(fields: Sequence[Any]) -> Holder:
+    task_id, worker, pid, since_us, fencing_token = fields
+    return Holder(task_id, worker, int(pid), int(since_us) / 1_000_000, int(fencing_token))
+
+
+def _ms(seconds: float) -> int:
+    return max(1, round(seconds * 1000))
+
+
+def _address(connection_class: type, kwargs: Mapping[str, Any]) -> str:
+    if issubclass(connection_class, redis.UnixDomainSocketConnection):
+        return f"unix://{kwargs.get('path')}?db={kwargs.get('db') or 0}"
+    scheme = "rediss" if issubclass(connection_class, redis.SSLConnection) else "redis"
+    host, port = kwargs.get("host", "localhost"), kwargs.get("port", 6379)
+    return f"{scheme}://{host}:{port}/{kwargs.get('db') or 0}"
+
+
+def _in_redis_py_words(url: str) -> str:
+    """Celery spells a socket ``redis+socket://…?virtual_host=1`` and TLS ``CERT_REQUIRED``."""
+    parts = urlsplit(url)
+    is_socket = parts.scheme in ("unix", "redis+socket")
+    if not is_socket and not (parts.path.strip("/") or "0").isdigit():
+        raise ValueError("the database must be a number")  # redis-py would take 0 and say nothing
+    query = dict(parse_qsl(parts.query, keep_blank_values=True))
+    if "virtual_host" in query:
+        query["db"] = query.pop("virtual_host")
+    if "ssl_cert_reqs" in query:
+        query["ssl_cert_reqs"] = query["ssl_cert_reqs"].lower().removeprefix("cert_")
+    scheme = "unix" if is_socket else parts.scheme
+    return urlunsplit((scheme, parts.netloc, parts.path, urlencode(query), ""))

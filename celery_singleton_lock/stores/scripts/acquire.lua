@@ -1,0 +1,35 @@
+-- Take the lock if it is free, or answer who has it.
+--
+-- An owner that asks again (its first reply was lost) gets its lease again, with the same
+-- fencing token and the full ttl.
+--
+-- KEYS[1]  lock key
+-- KEYS[2]  fencing counter of the lock's bucket
+-- ARGV[1]  owner token
+-- ARGV[2]  ttl in ms
+-- ARGV[3]  task id of the claimant
+-- ARGV[4]  worker of the claimant
+-- ARGV[5]  pid of the claimant
+-- Returns  {1 acquired or 0 held, task id, worker, pid, since in µs, fencing token}:
+--          of the claimant if acquired, else of the holder
+local owner_token = redis.call("HGET", KEYS[1], "owner_token")
+if not owner_token then
+  local time = redis.call("TIME")
+  local now_us = time[1] * 1000000 + time[2]
+  -- The clock keeps the number growing when the counter is lost (R9). Both are below 2^53, so
+  -- the doubles of Lua 5.1 are exact; its tostring() is not, hence "%.0f".
+  local counter = tonumber(redis.call("GET", KEYS[2]) or 0)
+  local fencing_token = string.format("%.0f", math.max(counter + 1, now_us))
+  redis.call("SET", KEYS[2], fencing_token)
+  redis.call("HSET", KEYS[1],
+    "owner_token", ARGV[1], "task_id", ARGV[3], "worker", ARGV[4], "pid", ARGV[5],
+    "since_us", string.format("%.0f", now_us), "fencing_token", fencing_token)
+  owner_token = ARGV[1]
+end
+local acquired = 0
+if owner_token == ARGV[1] then
+  redis.call("PEXPIRE", KEYS[1], ARGV[2])
+  acquired = 1
+end
+local holder = redis.call("HMGET", KEYS[1], "task_id", "worker", "pid", "since_us", "fencing_token")
+return {acquired, unpack(holder)}

@@ -1,0 +1,125 @@
+"""SingletonTask: Celery's hooks, each a few lines that call downwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any, ClassVar
+
+from celery import Task
+from celery.signals import task_postrun
+
+from . import runs
+from .bootstep import StoreCheck
+from .conflict import OnConflict
+from .errors import LockHeldError
+from .lease import Lease, NestedLease, NullLease
+from .options import LockOptions, lock_options
+
+
+class SingletonTask(Task):  # type: ignore[misc]  # Celery has no types
+    """At most one run per lock key executes anywhere in the fleet.
+
+    ::
+
+        @app.task(base=SingletonTask)
+        def place_order(order_id, sku): ...
+
+    The lock key is the task's name and its arguments, unless ``lock_name`` and ``lock_args``
+    say otherwise. The lock is taken when a worker starts the run, renewed while the body lives,
+    and given back when it ends, however it ends.
+
+    Not promised: exactly-once side effects (compare ``self.lease.fencing_token`` at the
+    resource), and a lock around a direct call ``task(...)``, which no worker sees.
+
+    Wrong values and misspelt names are a ``ConfigurationError`` when Celery binds the task.
+    """
+
+    #: Whose lock it is. Default: the task's name. Tasks with one name share locks.
+    lock_name: ClassVar[str | None] = None
+    #: Which arguments count: one name, several names, or a callable that is given the call's
+    #: arguments (no ``self``) and returns one value or a tuple of several. Default: all.
+    lock_args: ClassVar[str | Sequence[str] | Callable[..., Any] | None] = None
+    #: Seconds without renewal until the lock is anyone's. Default: ``singleton_lock_ttl``, 30.0.
+    lock_ttl: ClassVar[float | timedelta | None] = None
+    #: What becomes of a run that finds the lock held: ``"skip"``, ``"fail"``, ``"requeue"``, or a
+    #: callable that sees the ``Conflict`` and returns one of them. Default:
+    #: ``singleton_on_conflict``, ``"skip"``. Must be said where ``lock_args`` leaves arguments out.
+    on_conflict: ClassVar[OnConflict | None] = None
+    #: Longest time in seconds that a requeued run goes without its lock; then it fails with
+    #: ``LockHeldError``. Default: ``singleton_wait_timeout``, ``None`` = no limit.
+    wait_timeout: ClassVar[float | timedelta | None] = None
+
+    Request = "celery_singleton_lock.request:SingletonRequest"
+
+    #: Strictly private: the options as checked; ``None`` for Celery's own tasks.
+    _lock_options: ClassVar[LockOptions | None] = None
+
+    @classmethod
+    def on_bound(cls, app: Any) -> None:
+        """Celery's hook: the task belongs to ``app`` now. Checks the options."""
+        super().on_bound(app)
+        if cls.name.startswith("celery."):
+            return  # chord_unlock and the like, where this class is the app's task_cls
+        options = lock_options(cls, app)
+        cls._lock_options = options
+        cls.lock_name, cls.lock_ttl = options.lock_name, options.lock_ttl
+        cls.wait_timeout = options.wait_timeout
+        cls.lock_args = _unbound(options.lock_args)
+        cls.on_conflict = _unbound(options.on_conflict)
+        cls.throws = (*cls.throws, LockHeldError)
+        app.steps["worker"].add(StoreCheck)
+
+    @property
+    def lease(self) -> Lease | NestedLease | NullLease:
+        """The lease of the current run; outside a locked run a null lease whose checks pass."""
+        return vars(self.request).get("singleton_lease") or runs.NO_LEASE
+
+    def apply_async(self, args: Any = None, kwargs: Any = None, *rest: Any, **options: Any) -> Any:
+        """Publish as Celery does. Costs no round trip to the store.
+
+        Raises:
+            KeyDerivationError: An argument has no lock key; nothing was published.
+        """
+        self._check_key(args or (), kwargs or {}, options.get("serializer"))
+        return super().apply_async(args, kwargs, *rest, **options)
+
+    def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:
+        """Celery's hook: take the lock, or end the run."""
+        super().before_start(task_id, args, kwargs)
+        if self._lock_options is not None:
+            runs.begin(self, self._lock_options, args, kwargs)
+
+    def after_return(self, *args: Any) -> None:
+        """Celery's hook after a return and after an error: give the lock back."""
+        try:
+            super().after_return(*args)
+        finally:
+            runs.end(self)
+
+    def _check_key(self, args: Any, kwargs: Any, serializer: str | None) -> None:
+        if self._lock_options is None:
+            return
+        # Celery sends the models of a pydantic task as plain data, except with pickle.
+        dump = getattr(self, "_dump_pydantic_arguments", None)
+        if dump is not None and (serializer or self.serializer) != "pickle":
+            args, kwargs = dump(args, kwargs)
+        try:
+            self._lock_options.key("", args, kwargs)
+        except TypeError:
+            pass  # the arguments do not fit: Celery says so itself, here or (typing=False) there
+
+
+@task_postrun.connect
+def _release_after_any_ending(task: Any, **_: Any) -> None:
+    """The net under ``after_return``, which Celery leaves out after Retry, Ignore, Reject and more.
+
+    Sent from a ``finally``: it comes after every ending that lets the process unwind.
+    """
+    if isinstance(task, SingletonTask):
+        runs.end(task)
+
+
+def _unbound(value: Any) -> Any:
+    """As a class attribute, a callable must not become a method."""
+    return staticmethod(value) if callable(value) else value
