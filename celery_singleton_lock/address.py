@@ -39,8 +39,10 @@ class StoreAddress:
 
 
 def find_store(app: Any) -> StoreAddress:
-    """The store of ``app``: ``singleton_store_url``, else its Redis result backend, else its
-    Redis broker; in eager mode without any of them, this process's memory.
+    """The store of ``app``.
+
+    ``singleton_store_url``, else its Redis result backend, else its Redis broker; in eager mode
+    without any of them, this process's memory.
 
     Raises:
         ConfigurationError: There is none, or its address makes no sense.

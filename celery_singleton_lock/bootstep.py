@@ -14,7 +14,7 @@ from .locks import AppLocks
 logger = logging.getLogger(__name__)
 
 
-class StoreCheck(bootsteps.Step):  # type: ignore[misc]  # Celery has no types
+class StoreCheck(bootsteps.Step):
     """Refuses to start a worker that could not lock, with one line that says what to do."""
 
     def create(self, worker: Any) -> None:

@@ -161,7 +161,9 @@ def _argument(task_name: str, bound: inspect.BoundArguments, name: str) -> Any:
     for parameter in bound.signature.parameters.values():
         if parameter.kind is parameter.VAR_KEYWORD and name in bound.arguments[parameter.name]:
             return bound.arguments[parameter.name][name]
-    raise KeyDerivationError(task_name, name, "is named by lock_args, but the call does not give it")
+    raise KeyDerivationError(
+        task_name, name, "is named by lock_args, but the call does not give it"
+    )
 
 
 def _canonical_mapping(mapping: Mapping[Any, Any]) -> Any:
@@ -183,7 +185,11 @@ def _decoded(envelope: Mapping[Any, Any]) -> Any:
 def _member_name(key: Any) -> str:
     if isinstance(key, str):
         # JSON joins two escaped surrogates into one character; so must the order of the keys.
-        return key if key.isascii() else key.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
+        return (
+            key
+            if key.isascii()
+            else key.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
+        )
     if key is None or isinstance(key, (int, float)):
         return json.dumps(key)
     raise _NoCanonicalFormError(
@@ -204,7 +210,7 @@ def _canonical_object(value: Any) -> Any:
         if isinstance(value, kind):
             return form(value)
     try:
-        sent = KombuEncoder().default(value)
+        sent = KombuEncoder().default(value)  # type: ignore[no-untyped-call]
     except TypeError:
         raise _NoCanonicalFormError(
             f"holds a value of type {_type_name(value)}, which has no canonical form; "

@@ -95,7 +95,9 @@ def key_prefix(app: Any, outer_prefix: str, outer_origin: str) -> str:
     if prefix is None:
         prefix = DEFAULT_KEY_PREFIX
     if not isinstance(prefix, str):
-        raise ConfigurationError(f"The setting singleton_key_prefix must be a string, not {prefix!r}")
+        raise ConfigurationError(
+            f"The setting singleton_key_prefix must be a string, not {prefix!r}"
+        )
     check_key_prefix(outer_prefix, outer_origin)
     return outer_prefix + check_key_prefix(prefix, "The setting singleton_key_prefix")
 
@@ -199,13 +201,15 @@ def _check_every_argument_counts(
 
 def _check_settings(app: Any) -> None:
     namespace = f"{app.namespace}_" if app.namespace else ""
-    for key in app.conf.keys():
+    for key in app.conf:
         name = str(key)
         if namespace and name.startswith(namespace):
             name = name[len(namespace) :].lower()
         if name.startswith("singleton_") and name not in SETTINGS:
             raise ConfigurationError(
-                f"There is no setting {key}" + _hint(name, SETTINGS) + f" Known: {', '.join(SETTINGS)}"
+                f"There is no setting {key}"
+                + _hint(name, SETTINGS)
+                + f" Known: {', '.join(SETTINGS)}"
             )
 
 

@@ -130,7 +130,7 @@ class LeaseRenewer:
         if self._is_store_away:
             self._is_store_away = False
             logger.info("The lock store %s answers again; leases are renewed", store)
-        for kept, is_ours in zip(due, answers):
+        for kept, is_ours in zip(due, answers, strict=True):
             kept.lease.confirm(asked_at, is_ours)
             self._go_on(kept, RENEW_AFTER)
 

@@ -10,7 +10,7 @@ from celery.worker.request import Request
 from .results import Skipped
 
 
-class SingletonRequest(Request):  # type: ignore[misc]  # Celery has no types
+class SingletonRequest(Request):
     """Celery's request, which also tells monitors of a skipped run."""
 
     def on_failure(self, exc_info: Any, *args: Any, **kwargs: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any, ClassVar
 
@@ -17,7 +18,7 @@ from .lease import Lease, NestedLease, NullLease
 from .options import LockOptions, lock_options
 
 
-class SingletonTask(Task):  # type: ignore[misc]  # Celery has no types
+class SingletonTask(Task):
     """At most one run per lock key executes anywhere in the fleet.
 
     ::
@@ -104,10 +105,9 @@ class SingletonTask(Task):  # type: ignore[misc]  # Celery has no types
         dump = getattr(self, "_dump_pydantic_arguments", None)
         if dump is not None and (serializer or self.serializer) != "pickle":
             args, kwargs = dump(args, kwargs)
-        try:
+        # Arguments that do not fit: Celery says so itself, here or (typing=False) in the worker.
+        with suppress(TypeError):
             self._lock_options.key("", args, kwargs)
-        except TypeError:
-            pass  # the arguments do not fit: Celery says so itself, here or (typing=False) there
 
 
 @task_postrun.connect

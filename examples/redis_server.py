@@ -1,4 +1,4 @@
-"""A Redis for examples, tests and benchmarks: found, or started on loopback and ended with its user.
+"""A Redis for examples, tests and benchmarks: found, or started and ended with its user.
 
 In this order:
 

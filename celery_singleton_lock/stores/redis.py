@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import redis
 from redis.backoff import NoBackoff
@@ -69,7 +69,9 @@ class RedisStore(LockStore):
             retry_on_error=[],
         )
         pool = redis.ConnectionPool(connection_class=connection_class, **kwargs)
-        connection_class(**pool.connection_kwargs)  # a misspelt option shows now, not at the first lock
+        connection_class(
+            **pool.connection_kwargs
+        )  # a misspelt option shows now, not at the first lock
         self._client = redis.Redis(connection_pool=pool)
         self._address = _address(connection_class, pool.connection_kwargs)
 
@@ -180,4 +182,5 @@ def _in_redis_py_words(url: str) -> str:
     if "ssl_cert_reqs" in query:
         query["ssl_cert_reqs"] = query["ssl_cert_reqs"].lower().removeprefix("cert_")
     scheme = "unix" if is_socket else parts.scheme
-    return urlunsplit((scheme, parts.netloc, parts.path, urlencode(query), ""))
+    # By hand: urlunsplit() drops the slashes before an empty host, which redis-py insists on.
+    return f"{scheme}://{parts.netloc}{parts.path}?{urlencode(query)}"

@@ -1,0 +1,160 @@
+"""What only the Redis store promises."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from celery_singleton_lock.errors import StoreError
+from celery_singleton_lock.stores import redis as redis_store
+from celery_singleton_lock.stores import store_from_url
+from celery_singleton_lock.stores.base import Claim, Claimant
+from servers import redis_or_skip
+
+KEY = "singleton:{7}:1:report:42"
+ME = Claimant("me", "celery@here", 11)
+
+
+@pytest.fixture
+def store(redis_server):
+    redis_server.client().flushdb()
+    store = store_from_url(redis_server.url(), "the test")
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def client(redis_server):
+    return redis_server.client()
+
+
+def calls(client) -> dict[str, int]:
+    """Commands that the server has run since its last CONFIG RESETSTAT, by name."""
+    return {
+        name.removeprefix("cmdstat_"): figures["calls"]
+        for name, figures in client.info("commandstats").items()
+    }
+
+
+def test_a_held_lock_is_one_key_that_expires(store, client):
+    store.acquire(KEY, "a", 60.0, ME)
+
+    assert set(client.keys()) == {KEY, "singleton:{7}:fencing"}
+    assert 59_000 < client.pttl(KEY) <= 60_000
+    store.release(KEY, "a")
+    assert client.keys() == ["singleton:{7}:fencing"]
+
+
+def test_fencing_tokens_are_microseconds_to_the_last_digit(store, client):
+    token = store.acquire(KEY, "a", 60.0, ME).holder.fencing_token
+    seconds, microseconds = client.time()
+
+    assert re.fullmatch(r"\d{16}", client.hget(KEY, "fencing_token"))
+    assert client.get("singleton:{7}:fencing") == str(token)
+    assert 0 <= seconds * 1_000_000 + microseconds - token < 60_000_000
+
+
+def test_fencing_tokens_grow_over_the_loss_of_all_data(store, client):
+    before = store.acquire(KEY, "a", 60.0, ME).holder.fencing_token
+    client.flushall()
+
+    assert store.acquire(KEY, "b", 60.0, ME).holder.fencing_token > before
+
+
+def test_fencing_tokens_grow_although_the_servers_clock_lies_behind(store, client):
+    ahead = 9_000_000_000_000_000  # below 2**53, far in the future
+    client.set("singleton:{7}:fencing", ahead)
+
+    assert store.acquire(KEY, "a", 60.0, ME).holder.fencing_token == ahead + 1
+
+
+def test_acquire_and_release_take_one_round_trip_each(store, client):
+    store.acquire(KEY, "warm", 60.0, ME)
+    store.release(KEY, "warm")
+    client.config_resetstat()
+
+    store.acquire(KEY, "a", 60.0, ME)
+    store.release(KEY, "a")
+
+    sent = calls(client)
+    assert sent["evalsha"] == 2
+    assert not {"eval", "script|load", "hello", "client|setinfo"} & sent.keys()
+
+
+def test_a_thousand_leases_are_renewed_in_one_round_trip(store, client, monkeypatch):
+    claims = [Claim(f"singleton:{{{n % 64}}}:1:report:{n}", "a", 60.0) for n in range(1000)]
+    for claim in claims:
+        store.acquire(*claim, ME)
+    store.renew_many(claims)
+    connection = store._client.connection_pool.get_connection()
+    store._client.connection_pool.release(connection)
+    sent = []
+    send = connection.send_packed_command
+    monkeypatch.setattr(
+        connection, "send_packed_command", lambda *a, **k: sent.append(1) or send(*a, **k)
+    )
+
+    assert store.renew_many(claims) == [True] * 1000
+    assert len(sent) == 1
+
+
+def test_scripts_that_the_server_forgot_are_sent_again(store, client):
+    store.acquire(KEY, "a", 60.0, ME)
+
+    client.script_flush()
+    assert store.renew(KEY, "a", 60.0)
+    client.script_flush()
+    assert store.release(KEY, "a")
+    client.script_flush()
+    assert store.acquire(KEY, "b", 60.0, ME).is_acquired
+
+
+def test_a_server_that_is_not_there_is_a_store_error_that_names_it():
+    store = store_from_url("redis://127.0.0.1:1/3", "the test")
+
+    for ask in (
+        lambda: store.acquire(KEY, "a", 1.0, ME),
+        lambda: store.renew_many([Claim(KEY, "a", 1.0)]),
+        lambda: store.release(KEY, "a"),
+        lambda: store.holder(KEY),
+        store.check,
+    ):
+        with pytest.raises(StoreError, match=r"redis://127\.0\.0\.1:1/3 did not answer") as caught:
+            ask()
+        assert caught.value.__cause__ is not None
+
+
+def test_a_password_that_is_missing_or_wrong_is_a_store_error_without_it():
+    with redis_or_skip("--requirepass", "s3cr3t-pw") as server:
+        right, wrong = server.url().replace("//", "//:s3cr3t-pw@"), "wr0ng-pw"
+        for url in (server.url(), right.replace("s3cr3t-pw", wrong)):
+            with pytest.raises(StoreError) as caught:
+                store_from_url(url, "the test").check()
+            assert wrong not in str(caught.value)
+
+        store = store_from_url(right, "the test")
+        store.check()
+        store.close()
+        assert "s3cr3t-pw" not in str(store)
+
+
+def test_a_server_that_cannot_write_is_a_store_error(redis_server):
+    with redis_or_skip("--maxmemory", "1", "--maxmemory-policy", "noeviction") as server:
+        store = store_from_url(server.url(), "the test")
+        with pytest.raises(StoreError, match=r"OOM|maxmemory"):
+            store.acquire(KEY, "a", 60.0, ME)
+        store.close()
+
+
+def test_keys_that_are_no_locks_are_a_store_error_not_a_free_lock(store, client):
+    client.set(KEY, "somebody else's data")
+
+    with pytest.raises(StoreError, match="WRONGTYPE"):
+        store.acquire(KEY, "a", 60.0, ME)
+
+
+def test_every_script_says_what_it_is_for():
+    for script in (redis_store.ACQUIRE, redis_store.RENEW, redis_store.RELEASE):
+        head = script.source.split("\nlocal")[0].split("\nif")[0]
+        assert all(word in head for word in ("KEYS[1]", "ARGV[1]", "Returns"))

@@ -1,0 +1,143 @@
+"""What every store promises."""
+
+from __future__ import annotations
+
+from celery_singleton_lock.stores.base import Claim, Claimant
+
+KEY = "singleton:{7}:1:report:42"
+FIRST, SECOND = Claimant("first", "celery@here", 11), Claimant("second", "celery@there", 22)
+TTL = 0.3
+LONG = 60.0
+
+
+def test_a_free_lock_is_taken_and_tells_who_has_it(store):
+    acquired = store.acquire(KEY, "a", LONG, FIRST)
+
+    assert acquired.is_acquired
+    assert acquired.holder == store.holder(KEY)
+    assert acquired.holder.task_id == "first"
+    assert acquired.holder.worker == "celery@here"
+    assert acquired.holder.pid == 11
+
+
+def test_a_held_lock_is_refused_with_its_holder(store):
+    first = store.acquire(KEY, "a", LONG, FIRST)
+
+    refused = store.acquire(KEY, "b", LONG, SECOND)
+
+    assert not refused.is_acquired
+    assert refused.holder == first.holder
+
+
+def test_locks_of_other_keys_are_independent(store):
+    assert store.acquire(KEY, "a", LONG, FIRST).is_acquired
+    assert store.acquire(KEY + "0", "b", LONG, SECOND).is_acquired
+
+
+def test_asking_again_gives_the_same_lease_with_its_full_ttl(store, let_time_pass):
+    first = store.acquire(KEY, "a", TTL, FIRST)
+    let_time_pass(TTL * 0.6)
+
+    again = store.acquire(KEY, "a", TTL, FIRST)
+    let_time_pass(TTL * 0.6)
+
+    assert again == first
+    assert store.holder(KEY) == first.holder
+
+
+def test_a_released_lock_is_free(store):
+    store.acquire(KEY, "a", LONG, FIRST)
+
+    assert store.release(KEY, "a")
+
+    assert store.holder(KEY) is None
+    assert store.acquire(KEY, "b", LONG, SECOND).is_acquired
+
+
+def test_releasing_again_changes_nothing(store):
+    store.acquire(KEY, "a", LONG, FIRST)
+    store.release(KEY, "a")
+
+    assert not store.release(KEY, "a")
+
+
+def test_a_stale_owner_neither_frees_nor_renews_the_next_ones_lock(store, let_time_pass):
+    # Given a lock that ran out, and a second run that took it
+    store.acquire(KEY, "a", TTL, FIRST)
+    let_time_pass(TTL * 1.5)
+    second = store.acquire(KEY, "b", LONG, SECOND)
+
+    assert second.is_acquired
+    assert not store.release(KEY, "a")
+    assert not store.renew(KEY, "a", LONG)
+    assert store.holder(KEY) == second.holder
+
+
+def test_a_lock_ends_with_its_ttl(store, let_time_pass):
+    store.acquire(KEY, "a", TTL, FIRST)
+
+    let_time_pass(TTL * 1.5)
+
+    assert store.holder(KEY) is None
+
+
+def test_a_renewed_lock_lives_on(store, let_time_pass):
+    store.acquire(KEY, "a", TTL, FIRST)
+
+    for _ in range(4):
+        let_time_pass(TTL * 0.6)
+        assert store.renew(KEY, "a", TTL)
+
+    assert store.holder(KEY).task_id == "first"
+
+
+def test_renewal_never_creates_a_lock(store, let_time_pass):
+    assert not store.renew(KEY, "a", LONG)
+    assert store.holder(KEY) is None
+
+    store.acquire(KEY, "a", TTL, FIRST)
+    let_time_pass(TTL * 1.5)
+
+    assert not store.renew(KEY, "a", LONG)
+    assert store.holder(KEY) is None
+
+
+def test_many_claims_are_answered_in_their_order(store):
+    keys = [f"singleton:{{{n % 64}}}:1:report:{n}" for n in range(100)]
+    for number, key in enumerate(keys):
+        store.acquire(key, "a" if number % 3 else "other", LONG, FIRST)
+
+    answers = store.renew_many([Claim(key, "a", LONG) for key in keys])
+
+    assert answers == [bool(number % 3) for number in range(100)]
+    assert store.renew_many([]) == []
+
+
+def test_fencing_tokens_only_grow(store):
+    tokens = []
+    for number in range(50):
+        tokens.append(store.acquire(KEY, str(number), LONG, FIRST).holder.fencing_token)
+        store.release(KEY, str(number))
+
+    assert tokens == sorted(set(tokens))
+    assert all(isinstance(token, int) for token in tokens)
+
+
+def test_since_is_when_the_lock_was_taken_and_does_not_move(store, let_time_pass):
+    since = store.acquire(KEY, "a", LONG, FIRST).holder.since
+    let_time_pass(TTL)
+    store.renew(KEY, "a", LONG)
+
+    assert store.holder(KEY).since == since
+
+
+def test_the_store_answers_and_closes_and_answers_again(store):
+    store.check()
+    store.close()
+    store.check()
+
+
+def test_a_worker_may_have_any_name(store):
+    odd = Claimant("", "größe@{host} *?", 1)
+
+    assert store.acquire(KEY, "a", LONG, odd).holder.worker == odd.worker

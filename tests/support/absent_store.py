@@ -1,0 +1,38 @@
+"""A store that can be away."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from celery_singleton_lock.errors import StoreError
+from celery_singleton_lock.stores.base import Acquisition, Claim, Claimant
+from celery_singleton_lock.stores.memory import MemoryStore
+
+
+class AbsentStore(MemoryStore):
+    """A memory store that raises StoreError while ``is_away``, and keeps count of what it is asked.
+
+    With ``loses_replies`` it does what it is asked, and raises all the same.
+    """
+
+    is_away = False
+    loses_replies = False
+    asked = 0
+
+    def acquire(self, key: str, owner_token: str, ttl: float, claimant: Claimant) -> Acquisition:
+        return self._answer(super().acquire, key, owner_token, ttl, claimant)
+
+    def renew_many(self, claims: Sequence[Claim]) -> list[bool]:
+        return self._answer(super().renew_many, claims)
+
+    def release(self, key: str, owner_token: str) -> bool:
+        return self._answer(super().release, key, owner_token)
+
+    def _answer(self, verb, *args):
+        self.asked += 1
+        if self.is_away:
+            raise StoreError("away")
+        answer = verb(*args)
+        if self.loses_replies:
+            raise StoreError("the reply was lost")
+        return answer

@@ -1,0 +1,168 @@
+"""R2, R4: what a lease knows of itself, by its own clock."""
+
+from __future__ import annotations
+
+import pytest
+
+from celery_singleton_lock.errors import LeaseLostError, StoreError
+from celery_singleton_lock.lease import NestedLease, NullLease
+
+
+def test_an_acquired_lease_is_held_and_has_a_fencing_token(new_lease):
+    lease = new_lease()
+
+    holder = lease.acquire()
+
+    assert lease.is_held
+    assert lease.fencing_token == holder.fencing_token > 0
+    assert holder.task_id == "first"
+    lease.check()
+
+
+def test_a_refused_lease_learns_who_has_the_lock_and_frees_nothing(new_lease, store):
+    new_lease(task_id="first").acquire()
+    refused = new_lease(task_id="second")
+
+    holder = refused.acquire()
+
+    assert holder.task_id == "first"
+    assert not refused.is_held
+    assert not refused.is_lost
+    asked = store.asked
+    assert not refused.release()
+    assert store.asked == asked
+    assert store.holder("report").task_id == "first"
+
+
+def test_a_released_lock_is_anyones_and_a_second_release_asks_nothing(new_lease, store):
+    lease = new_lease()
+    lease.acquire()
+
+    assert lease.release()
+
+    asked = store.asked
+    assert not lease.release()
+    assert store.asked == asked
+    assert not lease.is_lost
+    new_lease(task_id="second").acquire()
+    assert store.holder("report").task_id == "second"
+
+
+def test_a_lease_that_nobody_renewed_is_lost_by_its_own_clock(new_lease, clock):
+    lease = new_lease(ttl=10)
+    lease.acquire()
+
+    clock.advance(9.9)
+    assert not lease.is_lost
+    clock.advance(0.1)
+
+    assert lease.is_lost
+    with pytest.raises(LeaseLostError, match="report"):
+        lease.check()
+
+
+def test_the_lease_counts_from_before_it_asked_so_it_ends_before_the_stores_ttl(new_lease, clock):
+    # Given a store that takes three seconds to answer
+    lease = new_lease(ttl=10)
+    acquire = lease.store.acquire
+
+    def slowly(*args):
+        answer = acquire(*args)
+        clock.advance(3)
+        return answer
+
+    lease.store.acquire = slowly
+    lease.acquire()
+
+    assert lease.expires_at == clock() - 3 + 10
+
+
+def test_a_late_release_leaves_the_next_holder_alone(new_lease, store, clock):
+    # Given a lease that ran out, and a second run that took the lock
+    first, second = new_lease(task_id="first", ttl=10), new_lease(task_id="second", ttl=10)
+    first.acquire()
+    clock.advance(11)
+    second.acquire()
+
+    # When the first run releases at last
+    assert not first.release()
+
+    assert first.is_lost
+    assert store.holder("report").task_id == "second"
+
+
+def test_fencing_tokens_grow_even_when_the_clock_stands_still(new_lease):
+    tokens = []
+    for _ in range(5):
+        lease = new_lease()
+        lease.acquire()
+        tokens.append(lease.fencing_token)
+        lease.release()
+
+    assert tokens == sorted(set(tokens))
+
+
+def test_after_a_lost_reply_asking_again_gives_the_same_lease(new_lease, store):
+    lease = new_lease()
+    store.loses_replies = True
+    with pytest.raises(StoreError):
+        lease.acquire()
+    store.loses_replies = False
+
+    assert lease.acquire().task_id == "first"
+    assert lease.is_held
+
+
+def test_a_lock_whose_reply_was_lost_is_given_back_all_the_same(new_lease, store):
+    lease = new_lease()
+    store.loses_replies = True
+    with pytest.raises(StoreError):
+        lease.acquire()
+    store.loses_replies = False
+
+    assert lease.release()
+    assert store.holder("report") is None
+
+
+def test_a_release_that_was_interrupted_can_be_made_again(new_lease, store):
+    lease = new_lease()
+    lease.acquire()
+    release, store.release = store.release, lambda *_: (_ for _ in ()).throw(SystemExit)
+    with pytest.raises(SystemExit):
+        lease.release()
+    store.release = release
+
+    assert lease.release()
+
+
+def test_a_confirmed_loss_stays_a_loss(new_lease, clock):
+    lease = new_lease()
+    lease.acquire()
+
+    lease.confirm(clock(), is_ours=False)
+    lease.confirm(clock(), is_ours=True)
+
+    assert lease.is_lost
+
+
+def test_a_nested_lease_shares_the_enclosing_ones_fate_and_does_not_release_it(new_lease, clock):
+    lease = new_lease()
+    lease.acquire()
+    nested = NestedLease(lease)
+
+    assert not nested.release()
+    assert lease.is_held
+    assert nested.fencing_token == lease.fencing_token
+    clock.advance(31)
+    assert nested.is_lost
+    with pytest.raises(LeaseLostError):
+        nested.check()
+
+
+def test_the_null_lease_passes_every_check():
+    lease = NullLease()
+
+    lease.check()
+    assert not lease.is_lost
+    assert not lease.release()
+    assert lease.fencing_token == 0

@@ -1,0 +1,241 @@
+"""What a task says about its lock, and how it is told that it said it wrong."""
+
+from __future__ import annotations
+
+import sys
+from datetime import timedelta
+
+import pytest
+from celery import Celery, shared_task
+from celery.app.task import Task
+
+from celery_singleton_lock import ConfigurationError, KeyDerivationError, SingletonTask
+
+
+@pytest.fixture
+def app():
+    return Celery("options", set_as_current=False, broker="memory://")
+
+
+def bound(app, function=None, **options):
+    """The task, as Celery binds it."""
+    if function is None:
+
+        def function(order_id, sku, quantity=1):
+            """Three parameters."""
+
+    # Not shared, which would bind the tasks of one test to the apps of all later ones.
+    options = {"base": SingletonTask, "name": "shop.buy", "shared": False, **options}
+    task = app.task(**options)(function)
+    app.finalize()
+    return task
+
+
+def test_the_defaults_are_visible_on_the_task(app):
+    task = bound(app)
+
+    assert task.lock_name == "shop.buy"
+    assert task.lock_args is None
+    assert task.lock_ttl == 30.0
+    assert task.on_conflict == "skip"
+    assert task.wait_timeout is None
+
+
+def test_the_apps_settings_are_the_tasks_defaults(app):
+    app.conf.update(
+        singleton_lock_ttl=5,
+        singleton_on_conflict="fail",
+        singleton_wait_timeout=timedelta(minutes=1),
+    )
+    task = bound(app)
+
+    assert (task.lock_ttl, task.on_conflict, task.wait_timeout) == (5.0, "fail", 60.0)
+
+
+def test_the_task_wins_over_the_app_and_annotations_over_the_task(app):
+    app.conf.update(singleton_lock_ttl=5, task_annotations={"shop.buy": {"wait_timeout": 7}})
+    task = bound(app, lock_ttl=timedelta(seconds=9), wait_timeout=1)
+
+    assert (task.lock_ttl, task.wait_timeout) == (9.0, 7.0)
+
+
+def test_settings_may_come_from_django_with_a_namespace():
+    class Settings:
+        CELERY_SINGLETON_LOCK_TTL = 5
+        CELERY_BROKER_URL = "memory://"
+        SINGLETON_OF_SOMEBODY_ELSE = True
+
+    app = Celery("django", set_as_current=False)
+    app.config_from_object(Settings, namespace="CELERY")
+
+    assert bound(app).lock_ttl == 5.0
+
+
+def test_a_callable_is_given_the_calls_arguments_and_nothing_else(app):
+    def buy(self, order_id, sku):
+        """A body that is a method."""
+
+    seen = []
+    task = bound(
+        app,
+        buy,
+        bind=True,
+        lock_args=lambda *args, **kwargs: seen.append((args, kwargs)) or "x",
+        on_conflict=lambda conflict: "skip",
+    )
+
+    task._lock_options.key("", (1,), {"sku": "anvil"})
+
+    assert seen == [((1, "anvil"), {})]
+    assert task.lock_args("anything") == "x"
+    assert task.on_conflict("anything") == "skip"
+
+
+def test_a_class_based_task_has_its_options_as_attributes(app):
+    class Buy(SingletonTask):
+        name = "shop.class_based"
+        lock_args = "sku"
+        on_conflict = "requeue"
+
+        def run(self, order_id, sku):
+            """The body."""
+
+    task = app.register_task(Buy())
+
+    assert task.lock_args == ("sku",)
+    assert task._lock_options.key("", (1, "a"), {}) == task._lock_options.key("", (2, "a"), {})
+
+
+def test_shared_tasks_are_bound_to_each_app(app):
+    @shared_task(base=SingletonTask, name="shop.shared")
+    def shared():
+        """A task of no app in particular."""
+
+    app.finalize()
+
+    assert app.tasks["shop.shared"].lock_name == "shop.shared"
+
+
+def test_celerys_own_tasks_take_no_lock_where_ours_is_the_apps_task_class():
+    app = Celery("all", set_as_current=False, task_cls=SingletonTask, broker="memory://")
+    app.finalize()
+
+    assert isinstance(app.tasks["celery.chord_unlock"], SingletonTask)
+    assert app.tasks["celery.chord_unlock"]._lock_options is None
+
+
+# Who leaves arguments out must say what becomes of duplicates ---------------------------------
+
+
+@pytest.mark.parametrize("lock_args", ["sku", ("order_id", "sku"), (), lambda *args: 1])
+def test_a_lock_that_leaves_arguments_out_needs_on_conflict_said(app, lock_args):
+    with pytest.raises(ConfigurationError, match=r"leaves out .*on_conflict"):
+        bound(app, lock_args=lock_args)
+
+
+def test_saying_it_on_the_task_or_the_app_is_enough(app):
+    assert bound(app, lock_args="sku", on_conflict="skip").on_conflict == "skip"
+
+
+def test_saying_it_for_the_whole_app_is_enough(app):
+    app.conf.singleton_on_conflict = "requeue"
+
+    assert bound(app, lock_args="sku").on_conflict == "requeue"
+
+
+def test_naming_every_argument_leaves_nothing_out(app):
+    assert bound(app, lock_args=("quantity", "sku", "order_id")).on_conflict == "skip"
+
+
+# Wrong values and misspelt names --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lock_ttl": 0}, r"lock_ttl of task shop\.buy must be a number of seconds above 0"),
+        ({"lock_ttl": "30"}, "lock_ttl"),
+        ({"lock_ttl": True}, "lock_ttl"),
+        ({"lock_ttl": float("nan")}, "lock_ttl"),
+        ({"wait_timeout": -1}, r"wait_timeout of task shop\.buy"),
+        ({"on_conflict": "skipp"}, "on_conflict of task shop.buy .*Did you mean skip"),
+        ({"on_conflict": 3}, "on_conflict"),
+        ({"lock_name": ""}, "lock_name"),
+        ({"lock_name": 5}, "lock_name"),
+        ({"lock_args": "skuu"}, "lock_args of task shop.buy names 'skuu', but the task takes"),
+        ({"lock_args": 5}, "lock_args"),
+        ({"lock_args": [1]}, "lock_args"),
+        ({"lock_args": lambda self, sku: sku, "on_conflict": "skip"}, "drop 'self'"),
+        ({"lock_tll": 5}, "no option lock_tll. Did you mean lock_ttl"),
+        ({"lock_timeout": 5}, "no option lock_timeout"),
+        ({"on_confict": "skip"}, "no option on_confict. Did you mean on_conflict"),
+        ({"wait_timout": 3}, "no option wait_timout. Did you mean wait_timeout"),
+    ],
+)
+def test_a_wrong_task_option_is_named_with_the_right_ones(app, options, message):
+    with pytest.raises(ConfigurationError, match=message):
+        bound(app, **options)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"singleton_lock_ttl": "soon"}, "The setting singleton_lock_ttl must be a number"),
+        ({"singleton_on_conflict": "wiat"}, "The setting singleton_on_conflict must be one of"),
+        ({"singleton_lock_tll": 5}, "no setting singleton_lock_tll. Did you mean"),
+        ({"singleton_redis_url": "x"}, "no setting singleton_redis_url"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_the_right_ones(app, settings, message):
+    app.conf.update(settings)
+
+    with pytest.raises(ConfigurationError, match=message):
+        bound(app)
+
+
+def test_a_users_own_attributes_are_their_own(app):
+    task = bound(app, locksmith=1, on_success_url="x", timeout=3)
+
+    assert task.locksmith == 1
+
+
+# Publishing -----------------------------------------------------------------------------------
+
+
+def test_what_has_no_key_fails_where_the_caller_is(app, monkeypatch):
+    task = bound(app)
+    published = []
+    monkeypatch.setattr(app, "send_task", lambda *args, **kwargs: published.append(args))
+
+    with pytest.raises(KeyDerivationError, match=r"shop\.buy: argument 'sku'"):
+        task.delay(1, object())
+    with pytest.raises(KeyDerivationError):
+        task.s(1, object()).apply_async()
+
+    assert published == []
+    task.delay(1, "anvil")
+    assert len(published) == 1
+
+
+def test_arguments_that_do_not_fit_are_celerys_own_error(app):
+    with pytest.raises(TypeError, match="missing"):
+        bound(app).delay()
+
+
+def test_importing_the_package_imports_no_store_client_and_starts_nothing():
+    import subprocess
+
+    program = (
+        "import celery_singleton_lock, sys, threading;"
+        "assert 'celery_singleton_lock.stores.redis' not in sys.modules;"
+        "assert threading.active_count() == 1"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_the_lease_of_a_task_that_does_not_run_is_the_null_lease(app):
+    task = bound(app)
+
+    task.lease.check()
+    assert task.lease.fencing_token == 0
+    assert isinstance(task, Task)

@@ -1,0 +1,176 @@
+"""R4: a lock never ends before its run, and renewal never creates a lock."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from absent_store import AbsentStore
+from celery_singleton_lock.renewal import LeaseRenewer
+
+
+class Renewal(LeaseRenewer):
+    """A renewer whose thread is the test."""
+
+    def _run(self) -> None:
+        pass
+
+
+@pytest.fixture
+def renewer(clock):
+    return Renewal(clock)
+
+
+@pytest.fixture
+def lost():
+    return []
+
+
+def test_a_lease_is_renewed_for_as_long_as_its_run_goes_on(renewer, new_lease, clock, lost):
+    lease = new_lease(ttl=30)
+    lease.acquire()
+    renewer.keep(lease, lost.append)
+
+    for _ in range(100):
+        clock.advance(10)
+        renewer.renew_due()
+
+    assert lease.is_held
+    assert lost == []
+
+
+def test_a_released_lease_is_not_renewed_any_more(renewer, new_lease, clock, store, lost):
+    lease = new_lease(ttl=30)
+    lease.acquire()
+    renewer.keep(lease, lost.append)
+    lease.release()
+    asked = store.asked
+
+    clock.advance(10)
+    renewer.renew_due()
+
+    assert store.asked == asked
+    assert store.holder("report") is None
+    assert lost == []
+
+
+def test_a_thousand_leases_are_renewed_in_one_trip(renewer, new_lease, clock, store, lost):
+    leases = [new_lease(key=f"key {n}", ttl=30) for n in range(1000)]
+    for lease in leases:
+        lease.acquire()
+        renewer.keep(lease, lost.append)
+        clock.advance(0.004)  # the last one starts 4 s after the first
+    asked = store.asked
+
+    clock.advance(10 - 4)
+    renewer.renew_due()
+
+    assert store.asked == asked + 1
+    clock.advance(25)
+    assert all(lease.is_held for lease in leases)
+
+
+def test_a_lease_that_another_run_has_is_reported_once(renewer, new_lease, clock, store, lost):
+    lease = new_lease(ttl=30)
+    lease.acquire()
+    renewer.keep(lease, lost.append)
+    store.release("report", lease.claim.owner_token)  # an operator, say
+    new_lease(task_id="second").acquire()
+
+    for _ in range(5):
+        clock.advance(10)
+        renewer.renew_due()
+
+    assert lost == [lease]
+    assert lease.is_lost
+
+
+def test_renewal_outlives_a_store_that_is_away_for_half_a_ttl(
+    renewer, new_lease, clock, store, lost, caplog
+):
+    lease = new_lease(ttl=30)
+    lease.acquire()
+    renewer.keep(lease, lost.append)
+
+    store.is_away = True
+    with caplog.at_level(logging.INFO, "celery_singleton_lock"):
+        for _ in range(15):
+            clock.advance(1)
+            renewer.renew_due()
+        store.is_away = False
+        for _ in range(60):
+            clock.advance(1)
+            renewer.renew_due()
+
+    assert lease.is_held
+    assert lost == []
+    # One line when it goes, one when it is back, however many tries lie between.
+    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
+
+
+def test_a_store_that_stays_away_loses_the_lease_by_the_leases_own_clock(
+    renewer, new_lease, clock, store, lost
+):
+    lease = new_lease(ttl=30)
+    lease.acquire()
+    renewer.keep(lease, lost.append)
+
+    store.is_away = True
+    for _ in range(40):
+        clock.advance(1)
+        renewer.renew_due()
+
+    assert lost == [lease]
+    store.is_away = False
+    assert store.holder("report") is None, "renewal must not have brought it back"
+
+
+def test_a_callback_that_raises_does_not_end_the_renewal_of_others(
+    renewer, new_lease, clock, store, caplog
+):
+    gone, fine = new_lease(key="gone"), new_lease(key="fine")
+    for lease in (gone, fine):
+        lease.acquire()
+        renewer.keep(lease, lambda lease: 1 / 0)
+    store.release("gone", gone.claim.owner_token)
+
+    for _ in range(10):
+        clock.advance(10)
+        renewer.renew_due()
+
+    assert fine.is_held
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_two_stores_take_a_trip_each(renewer, new_lease, clock, store, lost):
+    other_store = AbsentStore(clock=clock)
+    here, there = new_lease(key="a"), new_lease(key="b")
+    there._store = other_store
+    for lease in (here, there):
+        lease.acquire()
+        renewer.keep(lease, lost.append)
+
+    other_store.is_away = True
+    clock.advance(10)
+    renewer.renew_due()
+    clock.advance(25)
+
+    assert here.is_held
+    assert there.is_lost
+
+
+def test_stop_ends_the_thread(new_lease):
+    renewer = LeaseRenewer()
+    lease = new_lease(ttl=1000)
+    lease._clock = renewer._clock
+    lease.acquire()
+    renewer.keep(lease, print)
+    thread = renewer._thread
+    assert thread.is_alive()
+    assert thread.daemon
+
+    renewer.stop()
+    thread.join(5)
+
+    assert not thread.is_alive()
