@@ -110,11 +110,9 @@ class _Reader:
         self._app = app
 
     def read(self, attribute: str) -> tuple[Any, str]:
-        # Static: a callable given as a task option is a method of the class that Celery builds,
-        # and getattr() would bind the task to its first argument.
-        value = inspect.getattr_static(self._task_class, attribute, None)
-        if isinstance(value, (staticmethod, classmethod)):
-            value = value.__func__
+        # From the class: a callable given as a task option is a method of the class that Celery
+        # builds, and an instance would pass itself as its first argument.
+        value = getattr(self._task_class, attribute, None)
         if value is not None:
             return value, f"{attribute} of task {self._task_class.name}"
         setting = ATTRIBUTES[attribute]

@@ -126,6 +126,16 @@ def test_types_that_users_register_with_kombu_have_a_key():
     assert of_value(Money(5)) != of_value({"cents": 5})
 
 
+def test_a_type_that_users_register_is_never_taken_for_one_of_ours():
+    class Lapse:
+        """Its authors chose a marker that this package uses for timedelta."""
+
+    register_type(Lapse, "timedelta", lambda lapse: [1, 0, 0], lambda _: Lapse())
+
+    assert of_value(through("json", Lapse())) == of_value(Lapse())
+    assert of_value(Lapse()) != of_value(timedelta(days=1))
+
+
 def test_an_object_that_reduces_itself_for_json_has_the_key_of_what_is_sent():
     class Point:
         def __json__(self):

@@ -145,6 +145,17 @@ def test_a_confirmed_loss_stays_a_loss(new_lease, clock):
     assert lease.is_lost
 
 
+def test_a_renewal_that_is_answered_too_late_does_not_bring_the_lease_back(new_lease, clock):
+    lease = new_lease(ttl=10)
+    lease.acquire()
+    asked_at = clock() + 9
+    clock.advance(10)
+
+    lease.confirm(asked_at, is_ours=True)
+
+    assert lease.is_lost
+
+
 def test_a_nested_lease_shares_the_enclosing_ones_fate_and_does_not_release_it(new_lease, clock):
     lease = new_lease()
     lease.acquire()

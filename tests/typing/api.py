@@ -1,0 +1,46 @@
+"""What users see of the types. Read by mypy, never run."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from celery_singleton_lock import Conflict, DuplicateTaskError, Holder, LockEvent, SingletonTask
+from celery_singleton_lock.signals import lock_refused
+
+
+class Buy(SingletonTask):
+    """Options are typed attributes."""
+
+    lock_args = ("sku",)
+    lock_ttl = timedelta(seconds=5)
+    wait_timeout = 60
+    on_conflict = "requeue"
+
+    def run(self, sku: str, quantity: int) -> int:
+        self.lease.check()
+        token: int = self.lease.fencing_token
+        lost: bool = self.lease.is_lost
+        return token if lost else quantity
+
+
+def policy(conflict: Conflict) -> str:
+    holder: Holder = conflict.holder
+    return "fail" if holder.pid == 1 else "skip"
+
+
+class ByCallable(SingletonTask):
+    """So are callables."""
+
+    lock_args = staticmethod(lambda sku: sku)
+    on_conflict = staticmethod(policy)
+
+
+def handle(error: DuplicateTaskError) -> str | None:
+    return error.holder.task_id if error.holder else None
+
+
+def count(sender: SingletonTask, event: LockEvent, **kwargs: object) -> str | None:
+    return event.outcome
+
+
+lock_refused.connect(count)
