@@ -10,7 +10,7 @@ import json
 import os
 import time
 from contextlib import AbstractContextManager
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import redis
@@ -30,16 +30,14 @@ LONGEST_HOLD = 25.0
 app = Celery("worker_app")
 app.conf.update(json.loads(os.environ.get(ENVIRONMENT_VARIABLE, "{}")))
 
-#: Tasks with these options share one lock per label.
-BY_LABEL = {
-    "base": SingletonTask,
-    "bind": True,
-    "lock_name": "worker_app.label",
-    "lock_args": "label",
-}
+#: Not shared, which would bind these tasks to every app that other tests make.
+task = partial(app.task, shared=False)
+locked_task = partial(task, base=SingletonTask, bind=True)
+#: Such tasks have one lock per label among them.
+by_label = partial(locked_task, lock_name="worker_app.label", lock_args="label")
 
 
-@app.task(**BY_LABEL)
+@by_label
 def hold(self, label):
     """Runs until its gate is opened; a duplicate is skipped, as by default."""
     with _recorded(self, label):
@@ -47,7 +45,7 @@ def hold(self, label):
     return label
 
 
-@app.task(**BY_LABEL, lock_ttl=0.6)
+@by_label(lock_ttl=0.6)
 def hold_beyond_ttl(self, label):
     """As ``hold``, with a ttl that is much shorter than the test."""
     with _recorded(self, label):
@@ -55,20 +53,20 @@ def hold_beyond_ttl(self, label):
     return label
 
 
-@app.task(**BY_LABEL, on_conflict="fail")
+@by_label(on_conflict="fail")
 def run_or_fail(self, label):
     with _recorded(self, label):
         return label
 
 
-@app.task(**BY_LABEL, on_conflict="requeue")
+@by_label(on_conflict="requeue")
 def run_later(self, label, number=0):
     with _recorded(self, label):
         time.sleep(0.05)
     return number
 
 
-@app.task(**BY_LABEL, on_conflict="requeue", wait_timeout=0.5)
+@by_label(on_conflict="requeue", wait_timeout=0.5)
 def run_soon(self, label):
     with _recorded(self, label):
         return label
@@ -80,61 +78,61 @@ def fail_if_urgent(conflict: Conflict) -> str:
     return "fail" if is_urgent else "skip"
 
 
-@app.task(**BY_LABEL, on_conflict=fail_if_urgent)
+@by_label(on_conflict=fail_if_urgent)
 def run_or_fail_if_urgent(self, label, is_urgent):
     with _recorded(self, label):
         return label
 
 
-@app.task(base=SingletonTask, bind=True)
+@locked_task
 def run(self, label):
     """One run per label, with nothing said about its lock."""
     with _recorded(self, label):
         return label
 
 
-@app.task(**BY_LABEL, on_conflict="skip", throws=(KeyError,))
+@by_label(on_conflict="skip", throws=(KeyError,))
 def end(self, label, how):
     """Ends in the way that ``how`` names."""
     with _recorded(self, label):
         return ENDINGS[how](self, label)
 
 
-def _return(task: Any, label: str) -> str:
+def _return(self: Any, label: str) -> str:
     return label
 
 
-def _raise(task: Any, label: str) -> None:
+def _raise(self: Any, label: str) -> None:
     raise KeyError(label)
 
 
-def _retry(task: Any, label: str) -> str:
-    if task.request.retries == 0:
-        raise task.retry(countdown=0)
+def _retry(self: Any, label: str) -> str:
+    if self.request.retries == 0:
+        raise self.retry(countdown=0)
     return label
 
 
-def _ignore(task: Any, label: str) -> None:
+def _ignore(self: Any, label: str) -> None:
     raise Ignore
 
 
-def _reject(task: Any, label: str) -> None:
+def _reject(self: Any, label: str) -> None:
     raise Reject("not wanted", requeue=False)
 
 
-def _replace(task: Any, label: str) -> None:
-    raise task.replace(end.si(label, "return"))
+def _replace(self: Any, label: str) -> None:
+    raise self.replace(end.si(label, "return"))
 
 
-def _exit(task: Any, label: str) -> None:
+def _exit(self: Any, label: str) -> None:
     raise SystemExit(3)
 
 
-def _exceed_soft_time_limit(task: Any, label: str) -> None:
+def _exceed_soft_time_limit(self: Any, label: str) -> None:
     _wait_at_gate(label)
 
 
-def _catch_soft_time_limit(task: Any, label: str) -> str:
+def _catch_soft_time_limit(self: Any, label: str) -> str:
     try:
         _wait_at_gate(label)
     except SoftTimeLimitExceeded:
@@ -156,23 +154,26 @@ ENDINGS = {
 }
 
 
-@app.task
+@task
 def collect(results):
     """The body of a chord; takes no lock."""
     return results
 
 
-@app.task(bind=True)
-def note_error(self, request, error, traceback, label):
-    """An errback; takes no lock."""
-    with history().recorded(Run(self.name, request.id, label, os.getpid(), 0, 0, time.monotonic())):
+@task
+def note_error(request, error, traceback, label):
+    """An errback; takes no lock. Not bound: Celery gives a bound one the task id only."""
+    now = time.monotonic()
+    with history().recorded(Run(note_error.name, request.id, label, os.getpid(), 0, 0, now)):
         pass
 
 
-@app.task(name="pytest_celery.vendors.worker.tasks.ping")
-def ping():
-    """What pytest-celery asks a worker, without all of pytest in the worker."""
-    return "pong"
+if ENVIRONMENT_VARIABLE in os.environ:  # in a worker: the tests have pytest-celery's own
+
+    @task(name="pytest_celery.vendors.worker.tasks.ping")
+    def ping():
+        """What pytest-celery asks a worker, without all of pytest in it."""
+        return "pong"
 
 
 def history() -> History:
@@ -196,11 +197,11 @@ def _gate(label: str) -> str:
     return f"worker_app:gate:{label}"
 
 
-def _recorded(task: Any, label: str) -> AbstractContextManager[None]:
-    start, request = time.monotonic(), task.request
-    fencing_token = task.lease.fencing_token
+def _recorded(self: Any, label: str) -> AbstractContextManager[None]:
+    start, request = time.monotonic(), self.request
+    fencing_token = self.lease.fencing_token
     return history().recorded(
-        Run(task.name, request.id, label, os.getpid(), request.retries, fencing_token, start)
+        Run(self.name, request.id, label, os.getpid(), request.retries, fencing_token, start)
     )
 
 

@@ -39,7 +39,7 @@ def test_else_the_result_backend_with_all_its_options():
         an_app(
             result_backend=f"redis://user:{SECRET}@results:1234/5",
             redis_socket_keepalive=True,
-            redis_client_name="shop",
+            redis_backend_health_check_interval=17,
             result_backend_transport_options={"global_keyprefix": "shop"},
         )
     )
@@ -48,7 +48,7 @@ def test_else_the_result_backend_with_all_its_options():
     assert str(address) == "redis://results:1234/5 (from result_backend)"
     assert (kwargs["username"], kwargs["password"]) == ("user", SECRET)
     assert kwargs["socket_keepalive"] is True
-    assert kwargs["client_name"] == "shop"
+    assert kwargs["health_check_interval"] == 17
     assert address.key_prefix == "shop_singleton:"  # as Celery puts it before its own keys
 
 
