@@ -21,7 +21,8 @@ class StoreCheck(bootsteps.Step):
         """Called while the worker is set up, before its pool exists."""
         try:
             locks = AppLocks.of(worker.app)
-            if not locks.store.is_shared_between_processes and _has_several_processes(worker):
+            locks.runs_in_children = _has_child_processes(worker)
+            if not locks.store.is_shared_between_processes and locks.runs_in_children:
                 raise CeleryCommandException(
                     f"{locks.address} excludes nobody in a pool of several processes: set "
                     "singleton_store_url to a Redis, or choose --pool threads or solo",
@@ -34,5 +35,5 @@ class StoreCheck(bootsteps.Step):
         logger.info("Singleton locks live in %s", locks.address)
 
 
-def _has_several_processes(worker: Any) -> bool:
+def _has_child_processes(worker: Any) -> bool:
     return bool(worker.pool_cls.__module__.endswith("prefork"))

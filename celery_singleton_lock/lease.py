@@ -16,6 +16,11 @@ from .errors import Holder, LeaseLostError, StoreError
 from .stores.base import Claim, Claimant, LockStore
 
 
+def new_owner_token() -> str:
+    """The secret of one execution: of a delivery, not of a task id, which redelivery repeats."""
+    return secrets.token_hex(16)
+
+
 class _State(Enum):
     """Where a lease is in its life.
 
@@ -42,6 +47,7 @@ class Lease:
         key: The lock key.
         ttl: Seconds without renewal until the lock is anyone's.
         claimant: What others are told about this run.
+        owner_token: The secret of this execution; made anew unless given.
         clock: Seconds; must not step.
 
     Attributes:
@@ -58,6 +64,7 @@ class Lease:
         key: str,
         ttl: float,
         claimant: Claimant,
+        owner_token: str | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.key = key
@@ -67,7 +74,7 @@ class Lease:
         self._claimant = claimant
         self._clock = clock
         # Made before the store is asked: whatever interrupts the asking can still give it back.
-        self._owner_token = secrets.token_hex(16)
+        self._owner_token = owner_token or new_owner_token()
         self._state = _State.NEW
         self._expires_at = 0.0
 
@@ -98,7 +105,10 @@ class Lease:
 
     @property
     def is_lost(self) -> bool:
-        """The lease ended before it was released: another run may have the lock now."""
+        """The lease ended before it was released: another run may have the lock now.
+
+        By its own clock, or because the store said so.
+        """
         if self._state is _State.HELD:
             return self._clock() >= self._expires_at
         return self._state is _State.LOST
@@ -124,10 +134,16 @@ class Lease:
         return holder
 
     def confirm(self, asked_at: float, is_ours: bool) -> None:
-        """Take note of the store's answer to a renewal that was sent at ``asked_at``."""
-        if is_ours and not self.is_lost:  # a lost lease stays lost
+        """Take note of the store's answer to a renewal that was sent at ``asked_at``.
+
+        A yes, however late, proves that nobody else had the lock in between: nothing puts an
+        owner token back. After a no the lease stays lost.
+        """
+        if self._state is not _State.HELD:
+            return
+        if is_ours:
             self._expires_at = asked_at + self.ttl
-        elif self._state is _State.HELD:
+        else:
             self._state = _State.LOST
 
     def check(self) -> None:
@@ -210,3 +226,38 @@ class NestedLease:
     def release(self) -> bool:
         """Do nothing: the lock is given back by the execution that took it."""
         return False
+
+
+class ChildLease:
+    """The lease of a run in a child process, as the main process renews it.
+
+    The child renews as well, and only the child notices a loss. But a child can hold its GIL in
+    a C call, or be stopped, for longer than the ttl; its lock must not end then (R4).
+
+    Args:
+        store: Where the lock lives.
+        claim: What it takes to renew it.
+        has_ended: Tells whether the body is known to have ended.
+    """
+
+    is_lost = False
+    expires_at = 0.0
+
+    def __init__(self, store: LockStore, claim: Claim, has_ended: Callable[[], bool]) -> None:
+        self.store = store
+        self.claim = claim
+        self.key, self.ttl = claim.key, claim.ttl
+        self._has_ended = has_ended
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there is nothing to renew any more."""
+        return self._has_ended()
+
+    @property
+    def is_held(self) -> bool:
+        """Whether to go on. The child may not have asked for its lock yet, so a no is no loss."""
+        return not self._has_ended()
+
+    def confirm(self, asked_at: float, is_ours: bool) -> None:
+        """Do nothing: see above."""

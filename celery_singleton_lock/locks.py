@@ -9,9 +9,9 @@ from contextvars import ContextVar
 from typing import Any
 
 from .address import StoreAddress, find_store
-from .lease import Lease
+from .lease import ChildLease, Lease
 from .renewal import LeaseRenewer
-from .stores.base import Claimant, LockStore
+from .stores.base import Claim, Claimant, LockStore
 
 #: The leases of the execution that runs here, outermost first. Per thread, greenlet and
 #: coroutine, like the executions themselves.
@@ -28,6 +28,8 @@ class AppLocks:
     def __init__(self, address: StoreAddress) -> None:
         self.address = address
         self._renewer = LeaseRenewer()
+        #: In the main process of a prefork worker: bodies run in children.
+        self.runs_in_children = False
 
     @classmethod
     def of(cls, app: Any) -> AppLocks:
@@ -49,9 +51,9 @@ class AppLocks:
         """Where the locks live."""
         return self.address.store
 
-    def lease(self, key: str, ttl: float, claimant: Claimant) -> Lease:
+    def lease(self, key: str, ttl: float, claimant: Claimant, owner_token: str | None) -> Lease:
         """A lease that is not yet acquired."""
-        return Lease(self.store, key, ttl, claimant)
+        return Lease(self.store, key, ttl, claimant, owner_token)
 
     def enclosing_lease(self, key: str) -> Lease | None:
         """The lease on ``key`` that the execution around this call holds already."""
@@ -65,6 +67,10 @@ class AppLocks:
         """Renew an acquired lease, and let nested calls find it, until :meth:`let_go`."""
         _held_here.set((*_held_here.get(), (threading.get_ident(), lease)))
         self._renewer.keep(lease, on_lost)
+
+    def renew_for_child(self, claim: Claim, has_ended: Callable[[], bool]) -> None:
+        """Renew from the main process what a child holds, until its body has ended."""
+        self._renewer.keep(ChildLease(self.store, claim, has_ended), lambda _: None)
 
     def let_go(self, lease: Lease) -> bool:
         """Release a lease, whatever became of it; see :meth:`Lease.release`."""

@@ -9,6 +9,9 @@ from typing import Any
 #: Message header of a run that was put back: its first conflict and how often. Dropped once it
 #: has its lock, so that a later retry starts afresh.
 HEADER = "singleton_waiting"
+#: Message property under which the worker's main process tells a child its owner token. Not a
+#: header: those go out again with a retry.
+OWNER_TOKEN = "singleton_owner_token"
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, Union
 
 from .errors import StoreError
-from .lease import Lease
+from .lease import ChildLease, Lease
 from .stores.base import LockStore
 
 logger = logging.getLogger(__name__)
@@ -32,13 +32,14 @@ RENEW_EARLY = 1 / 6
 #: After a trip that the store did not answer, the next one comes after this part of the ttl.
 RETRY_AFTER = 1 / 10
 
-OnLost = Callable[[Lease], None]
+RenewableLease = Union[Lease, ChildLease]
+OnLost = Callable[[Any], None]
 
 
 class _Kept(NamedTuple):
     due: float
     order: int  # no two are equal, so that tuples never compare leases
-    lease: Lease
+    lease: RenewableLease
     on_lost: OnLost
 
 
@@ -61,7 +62,7 @@ class LeaseRenewer:
         self._is_stopped = False
         self._is_store_away = False
 
-    def keep(self, lease: Lease, on_lost: OnLost) -> None:
+    def keep(self, lease: RenewableLease, on_lost: OnLost) -> None:
         """Renew ``lease`` from now on; call ``on_lost`` once, from the thread, if it is lost."""
         with self._changed:
             self._push(lease, on_lost, RENEW_AFTER)
@@ -103,7 +104,7 @@ class LeaseRenewer:
     def _seconds_until_due(self) -> float | None:
         return max(0.0, self._heap[0].due - self._clock()) if self._heap else None
 
-    def _push(self, lease: Lease, on_lost: OnLost, part_of_ttl: float) -> None:
+    def _push(self, lease: RenewableLease, on_lost: OnLost, part_of_ttl: float) -> None:
         due = self._clock() + lease.ttl * part_of_ttl
         heapq.heappush(self._heap, _Kept(due, next(self._order), lease, on_lost))
 

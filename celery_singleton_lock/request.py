@@ -1,25 +1,128 @@
-"""What the worker's main process sees of a run."""
+"""What the worker's main process does for a run: it outlives the child that runs the body."""
 
 from __future__ import annotations
 
+import logging
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 from billiard.einfo import ExceptionWithTraceback
+from billiard.exceptions import Terminated, WorkerLostError
 from celery.worker.request import Request
 
+from .errors import KeyDerivationError, StoreError
+from .lease import new_owner_token
+from .locks import AppLocks
+from .publishing import OWNER_TOKEN
 from .results import Skipped
+from .stores.base import Claim
+
+logger = logging.getLogger(__name__)
+
+#: Seconds between two looks at a process that was told to die.
+LOOK_EVERY = 0.02
 
 
 class SingletonRequest(Request):
-    """Celery's request, which also tells monitors of a skipped run."""
+    """Celery's request, which also makes the owner token, and frees the lock of a dead child.
+
+    The token is made per delivery, here, because only here a redelivered message differs from
+    its first copy; and it is known here, because a killed child cannot release anything.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # In the properties: they reach the child, and unlike headers are not sent with a retry.
+        self._owner_token = new_owner_token()
+        properties = {**self._request_dict["properties"], OWNER_TOKEN: self._owner_token}
+        self._request_dict["properties"] = properties
+
+    def on_accepted(self, pid: int, time_accepted: float) -> None:
+        """Celery's hook: a process of the pool has taken the run."""
+        super().on_accepted(pid, time_accepted)
+        locks = self._locks()
+        if locks is None or not locks.runs_in_children:
+            return
+        claim = self._claim(locks)
+        if claim is not None:
+            locks.renew_for_child(claim, body_has_ended(self, pid))
+
+    def on_timeout(self, soft: bool, timeout: float) -> None:
+        """Celery's hook for time limits. After the hard one the child is killed, but not yet."""
+        super().on_timeout(soft, timeout)
+        locks = self._locks()
+        if not soft and locks is not None and locks.runs_in_children:
+            threading.Thread(
+                target=self._release_when_gone, name="singleton-lock-release", daemon=True
+            ).start()
 
     def on_failure(self, exc_info: Any, *args: Any, **kwargs: Any) -> Any:
         """Celery's hook for every ending that is not a return, ``Ignore`` included."""
-        result = super().on_failure(exc_info, *args, **kwargs)
         error = exc_info.exception
         if isinstance(error, ExceptionWithTraceback):
             error = error.exc
+        if isinstance(error, (WorkerLostError, Terminated)):
+            self._release()  # before Celery requeues the message: its copy starts at once
+        result = super().on_failure(exc_info, *args, **kwargs)
         if isinstance(error, Skipped):
             # After Ignore, Flower would show STARTED for ever: it reads events only.
             self.send_event("task-revoked", terminated=False, signum=None, expired=False)
         return result
+
+    @property
+    def has_reported(self) -> bool:
+        """Whether the pool has an outcome of this run."""
+        result = self._apply_result and self._apply_result()  # Celery keeps a weak reference
+        return result is None or result.ready()
+
+    def _locks(self) -> AppLocks | None:
+        return None if self.task._lock_options is None else AppLocks.of(self._app)
+
+    def _claim(self, locks: AppLocks) -> Claim | None:
+        options = self.task._lock_options
+        try:
+            key = options.key(locks.address.key_prefix, self.args, self.kwargs)
+        except (KeyDerivationError, TypeError):
+            return None  # then the child has no lock either
+        return Claim(key, self._owner_token, options.lock_ttl)
+
+    def _release(self) -> None:
+        locks = self._locks()
+        if locks is None:
+            return
+        claim = self._claim(locks)
+        if claim is None:
+            return
+        try:
+            if locks.store.release(claim.key, claim.owner_token):
+                logger.info("Freed %s, whose run %s[%s] died", claim.key, self.name, self.id)
+        except StoreError as error:
+            logger.warning("%s; the lock of dead run %s ends with its ttl", error, self.id)
+
+    def _release_when_gone(self) -> None:
+        while not is_gone(self.worker_pid):
+            time.sleep(LOOK_EVERY)
+        self._release()
+
+
+def body_has_ended(request: SingletonRequest, pid: int) -> Callable[[], bool]:
+    """Tells when: the child has reported, or is gone. Does not keep the request alive."""
+    alive = weakref.ref(request)
+
+    def has_ended() -> bool:
+        request = alive()
+        return request is None or request.has_reported or is_gone(pid)
+
+    return has_ended
+
+
+def is_gone(pid: int) -> bool:
+    """Whether a child process of this one has ended. Leaves it to be reaped by the pool."""
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:  # reaped already
+        return True

@@ -14,7 +14,7 @@ from .errors import Holder, LockHeldError, StoreError
 from .lease import Lease, NestedLease, NullLease
 from .locks import AppLocks
 from .options import LockOptions
-from .publishing import Waiting, forget_waiting, put_back
+from .publishing import OWNER_TOKEN, Waiting, forget_waiting, put_back
 from .results import DuplicateTaskError, PutBack, Skipped, store_skipped
 from .signals import LockEvent, lease_lost, lock_acquired, lock_refused, lock_released
 from .stores.base import Claimant
@@ -41,7 +41,8 @@ def begin(task: Any, options: LockOptions, args: Any, kwargs: Any) -> None:
         request.singleton_lease = NestedLease(enclosing)
         return
     claimant = Claimant(request.id, request.hostname or socket.gethostname(), os.getpid())
-    lease = locks.lease(key, options.lock_ttl, claimant)
+    owner_token = (request.properties or {}).get(OWNER_TOKEN)
+    lease = locks.lease(key, options.lock_ttl, claimant, owner_token)
     # Before the store is asked: whatever ends this run from here on, end() finds the lease.
     request.singleton_lease = lease
     try:
