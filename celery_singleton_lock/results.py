@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from celery import states
 from celery.exceptions import Ignore, TaskRevokedError
@@ -41,6 +41,26 @@ def store_skipped(task: Any, error: DuplicateTaskError) -> None:
         call_errbacks=False,
         state=states.REVOKED,
     )
+
+
+def is_finished(task: Any, task_id: str) -> bool:
+    """Whether an outcome of this run is stored; False where nobody can tell."""
+    return _stored_state(task, task_id) in states.READY_STATES
+
+
+def has_succeeded(task: Any, task_id: str) -> bool:
+    """Whether SUCCESS is stored for this run. Only that says that its message is done with.
+
+    FAILURE does not: ``acks_on_timeout=False`` stores it and then requeues the message.
+    """
+    return bool(_stored_state(task, task_id) == states.SUCCESS)
+
+
+def _stored_state(task: Any, task_id: str) -> str | None:
+    try:
+        return cast(str, task.backend.get_state(task_id))
+    except Exception:
+        return None  # there is no result backend, or none that can be asked, or it is away
 
 
 def _ignores_result(task: Any, request: Any) -> bool:

@@ -9,19 +9,32 @@ import time
 from dataclasses import replace
 from typing import Any, NoReturn
 
+from celery.exceptions import Ignore
+
 from .conflict import Conflict, Fail, Requeue, decide, requeue_delay
 from .errors import Holder, LockHeldError, StoreError
 from .lease import Lease, NestedLease, NullLease
 from .locks import AppLocks
 from .options import LockOptions
 from .publishing import OWNER_TOKEN, Waiting, forget_waiting, put_back
-from .results import DuplicateTaskError, PutBack, Skipped, store_skipped
+from .results import (
+    DuplicateTaskError,
+    PutBack,
+    Skipped,
+    has_succeeded,
+    is_finished,
+    store_skipped,
+)
 from .signals import LockEvent, lease_lost, lock_acquired, lock_refused, lock_released
 from .stores.base import Claimant
 
 logger = logging.getLogger(__name__)
 
 NO_LEASE = NullLease()
+
+#: Seconds that a run waits in its slot for a holder whose body is over, and between two looks.
+LONGEST_LEAVE = 1.0
+LOOK_EVERY = 0.005
 
 _DID = {"skip": "skipped", "fail": "failed", "requeue": "goes back to the queue"}
 
@@ -34,6 +47,9 @@ def begin(task: Any, options: LockOptions, args: Any, kwargs: Any) -> None:
         LockHeldError: The run fails, because its policy says so.
     """
     request = task.request
+    if _is_redelivered(request) and has_succeeded(task, request.id):
+        logger.info("Task %s[%s] has succeeded already: not run again", task.name, request.id)
+        raise Ignore("its first copy succeeded")
     locks = AppLocks.of(task.app)
     key = options.key(locks.address.key_prefix, args, kwargs)
     enclosing = locks.enclosing_lease(key)
@@ -47,6 +63,8 @@ def begin(task: Any, options: LockOptions, args: Any, kwargs: Any) -> None:
     request.singleton_lease = lease
     try:
         holder = lease.acquire()
+        if lease.is_over and _is_leaving(task, options, holder):
+            holder = _wait_for_release(lease, holder)
     except StoreError as error:
         _wait_for_the_store(task, error)
     if lease.is_over:
@@ -79,6 +97,33 @@ def end(task: Any) -> None:
     del request.singleton_lease
 
 
+def _is_redelivered(request: Any) -> bool:
+    return bool((request.delivery_info or {}).get("redelivered"))
+
+
+def _is_leaving(task: Any, options: LockOptions, holder: Holder) -> bool:
+    """Whether the holder's body is over: Celery sends links and results before it releases.
+
+    Reads the result backend, except for a policy that loses nothing by going to the queue.
+    """
+    request = task.request
+    if not holder.task_id or holder.task_id == request.id:
+        return False
+    if holder.task_id == request.parent_id:
+        return True
+    return options.on_conflict != "requeue" and is_finished(task, holder.task_id)
+
+
+def _wait_for_release(lease: Lease, holder: Holder) -> Holder:
+    """Ask again until the lock is ours or somebody else's, a second at most."""
+    leaving = holder.task_id
+    give_up_at = time.monotonic() + LONGEST_LEAVE
+    while lease.is_over and holder.task_id == leaving and time.monotonic() < give_up_at:
+        time.sleep(LOOK_EVERY)
+        holder = lease.acquire()
+    return holder
+
+
 def _refuse(task: Any, options: LockOptions, key: str, holder: Holder) -> NoReturn:
     request = task.request
     waiting = Waiting.of(request)
@@ -88,7 +133,7 @@ def _refuse(task: Any, options: LockOptions, key: str, holder: Holder) -> NoRetu
         lock_key=key,
         holder=holder,
         retries=request.retries,
-        is_redelivered=bool((request.delivery_info or {}).get("redelivered")),
+        is_redelivered=_is_redelivered(request),
         is_eager=request.is_eager,
         requeues=waiting.requeues,
         waited=waiting.seconds(),
