@@ -48,6 +48,7 @@ class Lease:
         ttl: Seconds without renewal until the lock is anyone's.
         claimant: What others are told about this run.
         owner_token: The secret of this execution; made anew unless given.
+        at_least_for: Seconds that the lock is kept at least, from when its first attempt took it.
         clock: Seconds; must not step.
 
     Attributes:
@@ -65,10 +66,12 @@ class Lease:
         ttl: float,
         claimant: Claimant,
         owner_token: str | None = None,
+        at_least_for: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.key = key
         self.ttl = ttl
+        self.at_least_for = at_least_for
         self.fencing_token = 0
         self._store = store
         self._claimant = claimant
@@ -160,6 +163,17 @@ class Lease:
                 "another run may have the lock now"
             )
 
+    def hold(self, seconds: float) -> bool:
+        """Promise the lock to the next attempt: release() will keep it so long for that one.
+
+        Returns:
+            False when the lock was not this lease's any more.
+
+        Raises:
+            StoreError: The store did not answer.
+        """
+        return self._store.hold(self.key, self._owner_token, seconds)
+
     def release(self) -> bool:
         """Give the lock back, if it was asked for and is not given back already.
 
@@ -176,7 +190,7 @@ class Lease:
         # leaves this state behind, and release() can be called again.
         self._state = _State.RELEASING
         try:
-            is_freed = self._store.release(self.key, self._owner_token)
+            is_freed = self._store.release(self.key, self._owner_token, self.at_least_for)
         except StoreError:
             self._state = _State.RELEASED
             raise

@@ -11,7 +11,7 @@ from typing import Any
 from .address import StoreAddress, find_store
 from .lease import ChildLease, Lease
 from .renewal import LeaseRenewer
-from .stores.base import Claim, Claimant, LockStore
+from .stores.base import Claim, LockStore
 
 #: The leases of the execution that runs here, outermost first. Per thread, greenlet and
 #: coroutine, like the executions themselves.
@@ -50,10 +50,6 @@ class AppLocks:
     def store(self) -> LockStore:
         """Where the locks live."""
         return self.address.store
-
-    def lease(self, key: str, ttl: float, claimant: Claimant, owner_token: str | None) -> Lease:
-        """A lease that is not yet acquired."""
-        return Lease(self.store, key, ttl, claimant, owner_token)
 
     def enclosing_lease(self, key: str) -> Lease | None:
         """The lease on ``key`` that the execution around this call holds already."""

@@ -25,6 +25,8 @@ ATTRIBUTES: Mapping[str, str | None] = {
     "lock_name": None,
     "lock_args": None,
     "lock_ttl": "singleton_lock_ttl",
+    "lock_at_least_for": None,
+    "lock_on_retry": "singleton_lock_on_retry",
     "on_conflict": "singleton_on_conflict",
     "wait_timeout": "singleton_wait_timeout",
 }
@@ -44,6 +46,8 @@ class LockOptions:
         lock_name: Whose lock it is; tasks with one name share locks.
         lock_args: Which arguments count: ``None`` for all, names, or a callable.
         lock_ttl: Seconds without renewal until the lock is anyone's.
+        lock_at_least_for: Seconds that the lock is kept at least, from the run's first start.
+        lock_on_retry: "release", or "hold": nobody else gets in before the retry.
         on_conflict: What becomes of a run that meets a held lock.
         wait_timeout: Longest time in seconds without the lock; ``None`` for no limit.
         signature: The body's signature, without a bound ``self``.
@@ -53,6 +57,8 @@ class LockOptions:
     lock_name: str
     lock_args: LockArgs
     lock_ttl: float
+    lock_at_least_for: float
+    lock_on_retry: str
     on_conflict: OnConflict
     wait_timeout: float | None
     signature: inspect.Signature
@@ -83,6 +89,8 @@ def lock_options(task_class: Any, app: Any) -> LockOptions:
         lock_name=reader.lock_name() or task_class.name,
         lock_args=lock_args,
         lock_ttl=DEFAULT_LOCK_TTL if lock_ttl is None else lock_ttl,
+        lock_at_least_for=reader.seconds("lock_at_least_for", may_be_zero=True) or 0.0,
+        lock_on_retry=reader.lock_on_retry() or "release",
         on_conflict=on_conflict or "skip",
         wait_timeout=reader.seconds("wait_timeout"),
         signature=signature,
@@ -159,13 +167,21 @@ class _Reader:
             f"not {value!r}" + _hint(str(value), POLICIES)
         )
 
-    def seconds(self, attribute: str) -> float | None:
+    def lock_on_retry(self) -> str | None:
+        value, origin = self.read("lock_on_retry")
+        if value is None or value in ("release", "hold"):
+            return value  # type: ignore[no-any-return]
+        raise ConfigurationError(f"{origin} must be 'release' or 'hold', not {value!r}")
+
+    def seconds(self, attribute: str, may_be_zero: bool = False) -> float | None:
         value, origin = self.read(attribute)
         if value is None:
             return None
         number = value.total_seconds() if isinstance(value, timedelta) else value
         is_number = isinstance(number, (int, float)) and not isinstance(number, bool)
-        if not is_number or not math.isfinite(number) or number <= 0:
+        if not (
+            is_number and math.isfinite(number) and (number > 0 or (may_be_zero and number == 0))
+        ):
             raise ConfigurationError(
                 f"{origin} must be a number of seconds above 0, or a timedelta, not {value!r}"
             )

@@ -6,10 +6,13 @@ import logging
 import os
 import socket
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
+from datetime import datetime
 from typing import Any, NoReturn
 
-from celery.exceptions import Ignore
+from celery.exceptions import Ignore, Retry
 
 from .conflict import Conflict, Fail, Requeue, decide, requeue_delay
 from .errors import Holder, LockHeldError, StoreError
@@ -58,7 +61,9 @@ def begin(task: Any, options: LockOptions, args: Any, kwargs: Any) -> None:
         return
     claimant = Claimant(request.id, request.hostname or socket.gethostname(), os.getpid())
     owner_token = (request.properties or {}).get(OWNER_TOKEN)
-    lease = locks.lease(key, options.lock_ttl, claimant, owner_token)
+    lease = Lease(
+        locks.store, key, options.lock_ttl, claimant, owner_token, options.lock_at_least_for
+    )
     # Before the store is asked: whatever ends this run from here on, end() finds the lease.
     request.singleton_lease = lease
     try:
@@ -95,6 +100,43 @@ def end(task: Any) -> None:
         elif lease.is_lost and not was_known_lost:
             _report_loss(task, event)
     del request.singleton_lease
+
+
+@contextmanager
+def passing_on(task: Any, retry_options: Mapping[str, Any]) -> Iterator[None]:
+    """Promise the lock to the next attempt while it is published, if the task says ``"hold"``.
+
+    The promise stands for the countdown and one ttl more; past it the retry goes to the queue
+    like anyone's. Where no retry is published, it is taken back.
+    """
+    lease, options = task.lease, task._lock_options
+    if options is None or options.lock_on_retry != "hold" or not isinstance(lease, Lease):
+        yield
+        return
+    _promise(lease, _countdown(task, retry_options) + options.lock_ttl)
+    try:
+        yield
+    except Retry:
+        raise
+    except BaseException:
+        _promise(lease, 0.0)
+        raise
+
+
+def _promise(lease: Lease, seconds: float) -> None:
+    try:
+        lease.hold(seconds)
+    except StoreError as error:
+        # The retry is worth more than its place: it goes to the queue like anyone's.
+        logger.warning("%s; %s is not held for a retry", error, lease.key)
+
+
+def _countdown(task: Any, retry_options: Mapping[str, Any]) -> float:
+    countdown, eta = retry_options.get("countdown"), retry_options.get("eta")
+    if eta is not None:
+        seconds: float = (eta - datetime.now(eta.tzinfo)).total_seconds()
+        return max(0.0, seconds)
+    return float(task.default_retry_delay if countdown is None else countdown)
 
 
 def _is_redelivered(request: Any) -> bool:

@@ -43,6 +43,12 @@ class SingletonTask(Task):
     lock_args: ClassVar[str | Sequence[str] | Callable[..., Any] | None] = None
     #: Seconds without renewal until the lock is anyone's. Default: ``singleton_lock_ttl``, 30.0.
     lock_ttl: ClassVar[float | timedelta | None] = None
+    #: Seconds that the lock is kept at least, from the run's first start, however the run ends
+    #: (but for a crash): others meet it so long. The run's own retry passes. Default: 0.0.
+    lock_at_least_for: ClassVar[float | timedelta | None] = None
+    #: ``"hold"``: nobody else gets in between a run and its retry. Default:
+    #: ``singleton_lock_on_retry``, ``"release"``.
+    lock_on_retry: ClassVar[str | None] = None
     #: What becomes of a run that finds the lock held: ``"skip"``, ``"fail"``, ``"requeue"``, or a
     #: callable that sees the ``Conflict`` and returns one of them. Default:
     #: ``singleton_on_conflict``, ``"skip"``. Must be said where ``lock_args`` leaves arguments out.
@@ -65,6 +71,7 @@ class SingletonTask(Task):
         options = lock_options(cls, app)
         cls._lock_options = options
         cls.lock_name, cls.lock_ttl = options.lock_name, options.lock_ttl
+        cls.lock_at_least_for, cls.lock_on_retry = options.lock_at_least_for, options.lock_on_retry
         cls.wait_timeout = options.wait_timeout
         cls.lock_args = _unbound(options.lock_args)
         cls.on_conflict = _unbound(options.on_conflict)
@@ -84,6 +91,11 @@ class SingletonTask(Task):
         """
         self._check_key(args or (), kwargs or {}, options.get("serializer"))
         return super().apply_async(args, kwargs, *rest, **options)
+
+    def retry(self, *args: Any, **kwargs: Any) -> Any:
+        """Retry as Celery does; under ``lock_on_retry="hold"`` the lock is passed on first."""
+        with runs.passing_on(self, kwargs):
+            return super().retry(*args, **kwargs)
 
     def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:
         """Celery's hook: take the lock, or end the run."""

@@ -68,7 +68,8 @@ class LockStore(ABC):
     def acquire(self, key: str, owner_token: str, ttl: float, claimant: Claimant) -> Acquisition:
         """Take the lock if it is free, for ``ttl`` seconds.
 
-        An owner that has it already gets the same fencing token again, and the full ttl.
+        An owner that has it already gets the same fencing token again, and the full ttl. A lock
+        that is kept after its release is free for the task id that it is kept for.
         """
 
     @abstractmethod
@@ -85,8 +86,22 @@ class LockStore(ABC):
         return self.renew_many([Claim(key, owner_token, ttl)])[0]
 
     @abstractmethod
-    def release(self, key: str, owner_token: str) -> bool:
-        """Free the lock if the caller still owns it.
+    def release(self, key: str, owner_token: str, at_least_for: float = 0.0) -> bool:
+        """Give the lock back if the caller still owns it.
+
+        It is free then, unless it has been held for less than ``at_least_for`` seconds since the
+        first attempt took it, or is promised to a retry (:meth:`hold`): then it is kept that
+        long, for nobody but another run of the same task id.
+
+        Returns:
+            False when it was not the caller's any more; then nothing was changed.
+        """
+
+    @abstractmethod
+    def hold(self, key: str, owner_token: str, seconds: float) -> bool:
+        """Promise the lock to the next attempt: keep it so long after its release.
+
+        0.0 takes the promise back, and so does the next attempt when it takes the lock.
 
         Returns:
             False when it was not the caller's any more; then nothing was changed.

@@ -13,12 +13,19 @@ from threading import Lock
 from ..errors import Holder
 from .base import Acquisition, Claim, Claimant, LockStore
 
+#: The owner token of a lock that is kept after its release.
+_NOBODY = ""
+
 
 @dataclass
 class _HeldLock:
     owner_token: str
     expires_at: float
     holder: Holder
+    hold: float = 0.0
+
+    def is_kept_for(self, task_id: str) -> bool:
+        return self.owner_token == _NOBODY and self.holder.task_id == task_id != ""
 
 
 class MemoryStore(LockStore):
@@ -49,9 +56,11 @@ class MemoryStore(LockStore):
         with self._mutex:
             now = self._clock()
             held = self._living(key)
-            if held is None:
+            is_kept_for_us = held is not None and held.is_kept_for(claimant.task_id)
+            if held is None or is_kept_for_us:
                 self._last_fencing_token = max(self._last_fencing_token + 1, int(now * 1_000_000))
-                holder = Holder(*claimant, since=now, fencing_token=self._last_fencing_token)
+                since = now if held is None else held.holder.since
+                holder = Holder(*claimant, since=since, fencing_token=self._last_fencing_token)
                 held = self._locks[key] = _HeldLock(owner_token, now + ttl, holder)
             is_acquired = held.owner_token == owner_token
             if is_acquired:
@@ -62,14 +71,27 @@ class MemoryStore(LockStore):
         """See :meth:`LockStore.renew_many`."""
         return [self._renew(claim) for claim in claims]
 
-    def release(self, key: str, owner_token: str) -> bool:
+    def release(self, key: str, owner_token: str, at_least_for: float = 0.0) -> bool:
         """See :meth:`LockStore.release`."""
         with self._mutex:
-            held = self._living(key)
-            if held is None or held.owner_token != owner_token:
+            held = self._owned(key, owner_token)
+            if held is None:
                 return False
-            del self._locks[key]
+            now = self._clock()
+            keep = max(held.hold, held.holder.since + at_least_for - now)
+            if keep <= 0:
+                del self._locks[key]
+            else:
+                held.owner_token, held.expires_at = _NOBODY, now + keep
             return True
+
+    def hold(self, key: str, owner_token: str, seconds: float) -> bool:
+        """See :meth:`LockStore.hold`."""
+        with self._mutex:
+            held = self._owned(key, owner_token)
+            if held is not None:
+                held.hold = seconds
+            return held is not None
 
     def holder(self, key: str) -> Holder | None:
         """See :meth:`LockStore.holder`."""
@@ -88,11 +110,14 @@ class MemoryStore(LockStore):
 
     def _renew(self, claim: Claim) -> bool:
         with self._mutex:
-            held = self._living(claim.key)
-            if held is None or held.owner_token != claim.owner_token:
-                return False
-            held.expires_at = self._clock() + claim.ttl
-            return True
+            held = self._owned(claim.key, claim.owner_token)
+            if held is not None:
+                held.expires_at = self._clock() + claim.ttl
+            return held is not None
+
+    def _owned(self, key: str, owner_token: str) -> _HeldLock | None:
+        held = self._living(key)
+        return held if held is not None and held.owner_token == owner_token else None
 
     def _living(self, key: str) -> _HeldLock | None:
         held = self._locks.get(key)

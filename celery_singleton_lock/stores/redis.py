@@ -7,9 +7,9 @@ cluster hash tag that keeps the keys of one script in one slot:
 key                                   type   content                   lives
 ===================================== ====== ========================= ======================
 ``singleton:{23}:1:shop.buy:0d5f…``   hash   the held lock: owner      one ttl from the last
-                                             token, task id, worker,   renewal
-                                             pid, since_us, fencing
-                                             token
+                                             token, task id, worker,   renewal; once it is
+                                             pid, since_us, fencing    released, as long as it
+                                             token, hold_ms            is to be kept
 ``singleton:{23}:fencing``            string the bucket's last fencing for ever: there are 64
                                              token
 ===================================== ====== ========================= ======================
@@ -37,6 +37,7 @@ COMMAND_TIMEOUT = 2.0
 ACQUIRE = load_script("acquire")
 RENEW = load_script("renew")
 RELEASE = load_script("release")
+HOLD = load_script("hold")
 
 T = TypeVar("T")
 
@@ -97,9 +98,15 @@ class RedisStore(LockStore):
         """See :meth:`LockStore.renew_many`. One pipelined round trip, however many claims."""
         return self._ask(lambda: self._renew_in_one_trip(claims))
 
-    def release(self, key: str, owner_token: str) -> bool:
+    def release(self, key: str, owner_token: str, at_least_for: float = 0.0) -> bool:
         """See :meth:`LockStore.release`. One round trip."""
-        return bool(self._ask(lambda: self._run(RELEASE, 1, key, owner_token)))
+        at_least_ms = _ms(at_least_for) if at_least_for else 0
+        return bool(self._ask(lambda: self._run(RELEASE, 1, key, owner_token, at_least_ms)))
+
+    def hold(self, key: str, owner_token: str, seconds: float) -> bool:
+        """See :meth:`LockStore.hold`. One round trip."""
+        hold_ms = _ms(seconds) if seconds else 0
+        return bool(self._ask(lambda: self._run(HOLD, 1, key, owner_token, hold_ms)))
 
     def holder(self, key: str) -> Holder | None:
         """See :meth:`LockStore.holder`. One round trip."""

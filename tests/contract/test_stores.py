@@ -73,6 +73,84 @@ def test_a_stale_owner_neither_frees_nor_renews_the_next_ones_lock(store, let_ti
     assert store.holder(KEY) == second.holder
 
 
+def test_a_lock_that_was_held_too_short_is_kept_for_nobody_but_its_own_retry(store, let_time_pass):
+    first = store.acquire(KEY, "a", LONG, FIRST)
+
+    assert store.release(KEY, "a", at_least_for=TTL * 4)
+
+    assert not store.acquire(KEY, "b", LONG, SECOND).is_acquired
+    assert not store.renew(KEY, "a", LONG)
+    retry = store.acquire(KEY, "c", LONG, FIRST)
+    assert retry.is_acquired
+    assert retry.holder.fencing_token > first.holder.fencing_token
+    # It counts from the first start, not from the retry's.
+    assert retry.holder.since == first.holder.since
+    let_time_pass(TTL * 4.1)
+    store.release(KEY, "c", at_least_for=TTL * 4)
+    assert store.acquire(KEY, "b", LONG, SECOND).is_acquired
+
+
+def test_a_kept_lock_ends_by_itself(store, let_time_pass):
+    store.acquire(KEY, "a", LONG, FIRST)
+    store.release(KEY, "a", at_least_for=TTL)
+
+    let_time_pass(TTL * 1.2)
+
+    assert store.acquire(KEY, "b", LONG, SECOND).is_acquired
+
+
+def test_a_lock_that_was_held_long_enough_is_free_at_once(store, let_time_pass):
+    store.acquire(KEY, "a", LONG, FIRST)
+    let_time_pass(TTL * 1.2)
+
+    store.release(KEY, "a", at_least_for=TTL)
+
+    assert store.holder(KEY) is None
+
+
+def test_a_promised_lock_waits_for_the_next_attempt(store, let_time_pass):
+    store.acquire(KEY, "a", LONG, FIRST)
+    assert store.hold(KEY, "a", TTL)
+    # As long as the body goes on, nobody gets in, not even the next attempt.
+    assert not store.acquire(KEY, "early", LONG, FIRST).is_acquired
+
+    store.release(KEY, "a")
+
+    assert not store.acquire(KEY, "b", LONG, SECOND).is_acquired
+    assert store.acquire(KEY, "c", LONG, FIRST).is_acquired
+    store.release(KEY, "c")
+    assert store.holder(KEY) is None, "the promise was kept, and is not made again"
+
+
+def test_a_promise_ends_by_itself_and_can_be_taken_back(store, let_time_pass):
+    store.acquire(KEY, "a", LONG, FIRST)
+    store.hold(KEY, "a", TTL)
+    store.release(KEY, "a")
+    let_time_pass(TTL * 1.2)
+    assert store.acquire(KEY, "b", LONG, SECOND).is_acquired
+
+    store.hold(KEY, "b", LONG)
+    store.hold(KEY, "b", 0.0)
+    store.release(KEY, "b")
+    assert store.holder(KEY) is None
+
+
+def test_a_stale_owner_promises_nothing(store):
+    store.acquire(KEY, "a", LONG, FIRST)
+
+    assert not store.hold(KEY, "other", LONG)
+    store.release(KEY, "a")
+    assert store.holder(KEY) is None
+
+
+def test_runs_without_a_task_id_do_not_inherit_from_each_other(store):
+    nobody = Claimant("", "here", 1)
+    store.acquire(KEY, "a", LONG, nobody)
+    store.release(KEY, "a", at_least_for=LONG)
+
+    assert not store.acquire(KEY, "b", LONG, nobody).is_acquired
+
+
 def test_a_lock_ends_with_its_ttl(store, let_time_pass):
     store.acquire(KEY, "a", TTL, FIRST)
 

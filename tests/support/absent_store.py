@@ -25,8 +25,11 @@ class AbsentStore(MemoryStore):
     def renew_many(self, claims: Sequence[Claim]) -> list[bool]:
         return self._answer(super().renew_many, claims)
 
-    def release(self, key: str, owner_token: str) -> bool:
-        return self._answer(super().release, key, owner_token)
+    def release(self, key: str, owner_token: str, at_least_for: float = 0.0) -> bool:
+        return self._answer(super().release, key, owner_token, at_least_for)
+
+    def hold(self, key: str, owner_token: str, seconds: float) -> bool:
+        return self._answer(super().hold, key, owner_token, seconds)
 
     def _answer(self, verb, *args):
         self.asked += 1

@@ -39,6 +39,8 @@ def test_the_defaults_are_visible_on_the_task(app):
     assert task.lock_ttl == 30.0
     assert task.on_conflict == "skip"
     assert task.wait_timeout is None
+    assert task.lock_at_least_for == 0.0
+    assert task.lock_on_retry == "release"
 
 
 def test_the_apps_settings_are_the_tasks_defaults(app):
@@ -157,6 +159,8 @@ def test_naming_every_argument_leaves_nothing_out(app):
         ({"lock_ttl": "30"}, "lock_ttl"),
         ({"lock_ttl": True}, "lock_ttl"),
         ({"lock_ttl": float("nan")}, "lock_ttl"),
+        ({"lock_at_least_for": -1}, "lock_at_least_for"),
+        ({"lock_on_retry": "keep"}, "lock_on_retry of task shop.buy must be 'release' or 'hold'"),
         ({"wait_timeout": -1}, r"wait_timeout of task shop\.buy"),
         ({"on_conflict": "skipp"}, "on_conflict of task shop.buy .*Did you mean skip"),
         ({"on_conflict": 3}, "on_conflict"),

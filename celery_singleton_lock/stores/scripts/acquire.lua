@@ -1,7 +1,8 @@
 -- Take the lock if it is free, or answer who has it.
 --
 -- An owner that asks again (its first reply was lost) gets its lease again, with the same
--- fencing token and the full ttl.
+-- fencing token and the full ttl. A lock that is kept after its release (see release.lua) is
+-- free for the task id that it is kept for, and for nobody else.
 --
 -- KEYS[1]  lock key
 -- KEYS[2]  fencing counter of the lock's bucket
@@ -12,8 +13,9 @@
 -- ARGV[5]  pid of the claimant
 -- Returns  {1 acquired or 0 held, task id, worker, pid, since in µs, fencing token}:
 --          of the claimant if acquired, else of the holder
-local owner_token = redis.call("HGET", KEYS[1], "owner_token")
-if not owner_token then
+local owner_token, task_id = unpack(redis.call("HMGET", KEYS[1], "owner_token", "task_id"))
+local is_kept_for_us = owner_token == "" and task_id == ARGV[3] and task_id ~= ""
+if not owner_token or is_kept_for_us then
   local time = redis.call("TIME")
   local now_us = time[1] * 1000000 + time[2]
   -- The clock keeps the number growing when the counter is lost (R9). Both are below 2^53, so
@@ -23,7 +25,9 @@ if not owner_token then
   redis.call("SET", KEYS[2], fencing_token)
   redis.call("HSET", KEYS[1],
     "owner_token", ARGV[1], "task_id", ARGV[3], "worker", ARGV[4], "pid", ARGV[5],
-    "since_us", string.format("%.0f", now_us), "fencing_token", fencing_token)
+    "fencing_token", fencing_token, "hold_ms", 0)
+  -- A retry goes on with what its first attempt began.
+  redis.call("HSETNX", KEYS[1], "since_us", string.format("%.0f", now_us))
   owner_token = ARGV[1]
 end
 local acquired = 0
