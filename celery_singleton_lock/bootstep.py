@@ -14,11 +14,17 @@ from .locks import AppLocks
 logger = logging.getLogger(__name__)
 
 
-class StoreCheck(bootsteps.Step):
-    """Refuses to start a worker that could not lock, with one line that says what to do."""
+class StoreCheck(bootsteps.StartStopStep):
+    """Refuses to start a worker that could not lock, with one line that says what to do.
 
-    def create(self, worker: Any) -> None:
-        """Called while the worker is set up, before its pool exists."""
+    Stops before the pool does, which waits for the bodies: those that wait for the store in
+    their slot are told so.
+    """
+
+    requires = ("celery.worker.components:Pool",)
+
+    def create(self, worker: Any) -> StoreCheck:
+        """Called while the worker is set up, before its pool starts."""
         try:
             locks = AppLocks.of(worker.app)
             locks.runs_in_children = _has_child_processes(worker)
@@ -31,8 +37,17 @@ class StoreCheck(bootsteps.Step):
             locks.store.check()
         except SingletonError as error:
             raise CeleryCommandException(f"celery-singleton-lock: {error}", exit_code=1) from error
+        locks.stop_flag.set(False)
         locks.store.close()  # a forked child shall inherit no connection
         logger.info("Singleton locks live in %s", locks.address)
+        return self
+
+    def start(self, worker: Any) -> None:
+        """Do nothing: all was done at set-up."""
+
+    def stop(self, worker: Any) -> None:
+        """Tell the runs that wait."""
+        AppLocks.of(worker.app).stop_flag.set(True)
 
 
 def _has_child_processes(worker: Any) -> bool:

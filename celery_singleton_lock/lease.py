@@ -130,10 +130,14 @@ class Lease:
         is_acquired, holder = self._store.acquire(
             self.key, self._owner_token, self.ttl, self._claimant
         )
-        if is_acquired:
-            self._expires_at = asked_at + self.ttl
-            self.fencing_token = holder.fencing_token
-        self._state = _State.HELD if is_acquired else _State.REFUSED
+        if not is_acquired:
+            self._state = _State.REFUSED
+            return holder
+        self._expires_at = asked_at + self.ttl
+        self.fencing_token = holder.fencing_token
+        if self._clock() >= self._expires_at:
+            raise StoreError(f"The lock store {self._store} took longer to answer than the ttl")
+        self._state = _State.HELD
         return holder
 
     def confirm(self, asked_at: float, is_ours: bool) -> None:

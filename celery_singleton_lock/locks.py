@@ -2,20 +2,45 @@
 
 from __future__ import annotations
 
+import logging
+import mmap
 import os
 import threading
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
 
+from celery.worker import state as worker_state
+
 from .address import StoreAddress, find_store
+from .errors import StoreError
 from .lease import ChildLease, Lease
 from .renewal import LeaseRenewer
 from .stores.base import Claim, LockStore
 
+logger = logging.getLogger(__name__)
+
 #: The leases of the execution that runs here, outermost first. Per thread, greenlet and
 #: coroutine, like the executions themselves.
 _held_here: ContextVar[tuple[tuple[int, Lease], ...]] = ContextVar("held_here", default=())
+
+
+class StopFlag:
+    """Set in the worker's main process when it stops, and seen in the children that it forked.
+
+    Celery lets running bodies finish in a warm shutdown, and does not tell them of it.
+    """
+
+    def __init__(self) -> None:
+        self._shared = mmap.mmap(-1, 1)
+
+    def set(self, is_stopping: bool) -> None:
+        """Say whether the worker stops."""
+        self._shared[0] = is_stopping
+
+    def is_set(self) -> bool:
+        """Whether it does."""
+        return bool(self._shared[0])
 
 
 class AppLocks:
@@ -23,13 +48,16 @@ class AppLocks:
 
     Args:
         address: Where the store is.
+        stop_flag: Set when the worker stops; shared with the processes that it forks.
     """
 
-    def __init__(self, address: StoreAddress) -> None:
+    def __init__(self, address: StoreAddress, stop_flag: StopFlag) -> None:
         self.address = address
+        self.stop_flag = stop_flag
         self._renewer = LeaseRenewer()
         #: In the main process of a prefork worker: bodies run in children.
         self.runs_in_children = False
+        self._is_store_away = False
 
     @classmethod
     def of(cls, app: Any) -> AppLocks:
@@ -43,7 +71,8 @@ class AppLocks:
         name = f"_singleton_locks_of_{os.getpid()}"
         found = vars(app).get(name)
         if found is None:
-            found = vars(app).setdefault(name, cls(find_store(app)))
+            stop_flag = vars(app).setdefault("_singleton_stop_flag", StopFlag())
+            found = vars(app).setdefault(name, cls(find_store(app), stop_flag))
         return found  # type: ignore[no-any-return]
 
     @property
@@ -63,6 +92,23 @@ class AppLocks:
         """Renew an acquired lease, and let nested calls find it, until :meth:`let_go`."""
         _held_here.set((*_held_here.get(), (threading.get_ident(), lease)))
         self._renewer.keep(lease, on_lost)
+
+    def is_stopping(self) -> bool:
+        """Whether the worker shuts down."""
+        # Celery's own state is that of this process: enough where bodies run in no other.
+        return self.stop_flag.is_set() or worker_state.should_stop not in (None, False)
+
+    def note_absence(self, error: StoreError) -> None:
+        """Log that the store is away, once per outage and process."""
+        if not self._is_store_away:
+            self._is_store_away = True
+            logger.warning("%s; runs go back to their queue until it does", error)
+
+    def note_presence(self) -> None:
+        """Log that the store is back, if it was away."""
+        if self._is_store_away:
+            self._is_store_away = False
+            logger.info("The lock store %s answers again", self.address)
 
     def renew_for_child(self, claim: Claim, has_ended: Callable[[], bool]) -> None:
         """Renew from the main process what a child holds, until its body has ended."""

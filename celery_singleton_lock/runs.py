@@ -6,19 +6,17 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import replace
-from datetime import datetime
 from typing import Any, NoReturn
 
-from celery.exceptions import Ignore, Retry
+from celery.exceptions import Ignore
 
-from .conflict import Conflict, Fail, Requeue, decide, requeue_delay
+from .conflict import Conflict, Fail, Requeue, decide
 from .errors import Holder, LockHeldError, StoreError
 from .lease import Lease, NestedLease, NullLease
 from .locks import AppLocks
 from .options import LockOptions
+from .outage import ask_store
 from .publishing import OWNER_TOKEN, Waiting, forget_waiting, put_back
 from .results import (
     DuplicateTaskError,
@@ -66,16 +64,12 @@ def begin(task: Any, options: LockOptions, args: Any, kwargs: Any) -> None:
     )
     # Before the store is asked: whatever ends this run from here on, end() finds the lease.
     request.singleton_lease = lease
-    try:
-        holder = lease.acquire()
-        if lease.is_over and _is_leaving(task, options, holder):
-            holder = _wait_for_release(lease, holder)
-    except StoreError as error:
-        _wait_for_the_store(task, error)
+    holder = ask_store(task, locks, lease.acquire)
+    if lease.is_over and _is_leaving(task, options, holder):
+        leaving = holder
+        holder = ask_store(task, locks, lambda: _wait_for_release(lease, leaving))
     if lease.is_over:
         _refuse(task, options, key, holder)
-    if lease.is_lost:
-        _wait_for_the_store(task, "The lock store took longer to answer than the lock's ttl")
     forget_waiting(request)
     event = LockEvent(task.name, request.id, key, lease.fencing_token)
     locks.hold(lease, lambda _: _report_loss(task, event))
@@ -100,43 +94,6 @@ def end(task: Any) -> None:
         elif lease.is_lost and not was_known_lost:
             _report_loss(task, event)
     del request.singleton_lease
-
-
-@contextmanager
-def passing_on(task: Any, retry_options: Mapping[str, Any]) -> Iterator[None]:
-    """Promise the lock to the next attempt while it is published, if the task says ``"hold"``.
-
-    The promise stands for the countdown and one ttl more; past it the retry goes to the queue
-    like anyone's. Where no retry is published, it is taken back.
-    """
-    lease, options = task.lease, task._lock_options
-    if options is None or options.lock_on_retry != "hold" or not isinstance(lease, Lease):
-        yield
-        return
-    _promise(lease, _countdown(task, retry_options) + options.lock_ttl)
-    try:
-        yield
-    except Retry:
-        raise
-    except BaseException:
-        _promise(lease, 0.0)
-        raise
-
-
-def _promise(lease: Lease, seconds: float) -> None:
-    try:
-        lease.hold(seconds)
-    except StoreError as error:
-        # The retry is worth more than its place: it goes to the queue like anyone's.
-        logger.warning("%s; %s is not held for a retry", error, lease.key)
-
-
-def _countdown(task: Any, retry_options: Mapping[str, Any]) -> float:
-    countdown, eta = retry_options.get("countdown"), retry_options.get("eta")
-    if eta is not None:
-        seconds: float = (eta - datetime.now(eta.tzinfo)).total_seconds()
-        return max(0.0, seconds)
-    return float(task.default_retry_delay if countdown is None else countdown)
 
 
 def _is_redelivered(request: Any) -> bool:
@@ -199,17 +156,6 @@ def _refuse(task: Any, options: LockOptions, key: str, holder: Holder) -> NoRetu
         raise error  # there is no message to end, only a caller to tell
     store_skipped(task, error)
     raise Skipped(message)
-
-
-def _wait_for_the_store(task: Any, reason: object) -> NoReturn:
-    """The run cannot ask for its lock: it is not run and not dropped (R7)."""
-    request = task.request
-    if request.is_eager:
-        raise StoreError(f"{reason}; an eager run has no queue to go back to")
-    waiting = Waiting.of(request)
-    logger.warning("Task %s[%s] goes back to the queue: %s", task.name, request.id, reason)
-    put_back(task, requeue_delay(waiting.requeues), waiting)
-    raise PutBack(str(reason))
 
 
 def _report_loss(task: Any, event: LockEvent) -> None:

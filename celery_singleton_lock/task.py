@@ -16,6 +16,7 @@ from .conflict import OnConflict
 from .errors import LockHeldError
 from .lease import Lease, NestedLease, NullLease
 from .options import LockOptions, lock_options
+from .retrying import passing_on
 
 
 class SingletonTask(Task):
@@ -94,7 +95,7 @@ class SingletonTask(Task):
 
     def retry(self, *args: Any, **kwargs: Any) -> Any:
         """Retry as Celery does; under ``lock_on_retry="hold"`` the lock is passed on first."""
-        with runs.passing_on(self, kwargs):
+        with passing_on(self, self._lock_options, kwargs):
             return super().retry(*args, **kwargs)
 
     def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:
