@@ -90,8 +90,8 @@ def _from_broker(app: Any) -> StoreAddress | None:
             channel = connection.channel()  # connects: only a live channel knows its options
         except (RedisError, OSError, *connection.connection_errors) as error:
             raise StoreError(
-                f"The broker {connection.as_uri()}, which is to keep the locks too, "
-                f"did not answer: {error}"
+                f"The broker {connection.as_uri()}, which is to keep the locks, did not answer: "
+                f"{error}. See that a Redis answers at broker_url, or set singleton_store_url"
             ) from error
         return _redis_address(app, channel._connparams(), channel.global_keyprefix, "broker_url")
 

@@ -34,7 +34,7 @@ class StoreCheck(bootsteps.StartStopStep):
                     "singleton_store_url to a Redis, or choose --pool threads or solo",
                     exit_code=1,
                 )
-            locks.store.check()
+            locks.check()
         except SingletonError as error:
             raise CeleryCommandException(f"celery-singleton-lock: {error}", exit_code=1) from error
         locks.stop_flag.set(False)

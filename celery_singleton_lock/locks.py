@@ -93,6 +93,20 @@ class AppLocks:
         _held_here.set((*_held_here.get(), (threading.get_ident(), lease)))
         self._renewer.keep(lease, on_lost)
 
+    def check(self) -> None:
+        """Return if the store answers and lets us in.
+
+        Raises:
+            StoreError: It does not; the message says which setting led there.
+        """
+        try:
+            self.store.check()
+        except StoreError as error:
+            raise StoreError(
+                f"{error}. Its address is from {self.address.origin}: see that a Redis answers "
+                "there, or set singleton_store_url to another one"
+            ) from error
+
     def is_stopping(self) -> bool:
         """Whether the worker shuts down."""
         # Celery's own state is that of this process: enough where bodies run in no other.

@@ -64,8 +64,9 @@ class LeaseRenewer:
 
     def keep(self, lease: RenewableLease, on_lost: OnLost) -> None:
         """Renew ``lease`` from now on; call ``on_lost`` once, from the thread, if it is lost."""
+        kept = _Kept(0.0, 0, lease, on_lost)
         with self._changed:
-            self._push(lease, on_lost, RENEW_AFTER)
+            self._push(kept, RENEW_AFTER)
             if self._thread is None:
                 self._thread = threading.Thread(
                     target=self._run, name="singleton-lease-renewal", daemon=True
@@ -104,10 +105,6 @@ class LeaseRenewer:
     def _seconds_until_due(self) -> float | None:
         return max(0.0, self._heap[0].due - self._clock()) if self._heap else None
 
-    def _push(self, lease: RenewableLease, on_lost: OnLost, part_of_ttl: float) -> None:
-        due = self._clock() + lease.ttl * part_of_ttl
-        heapq.heappush(self._heap, _Kept(due, next(self._order), lease, on_lost))
-
     def _take_due(self) -> list[_Kept]:
         now = self._clock()
         taken = []
@@ -133,22 +130,32 @@ class LeaseRenewer:
             logger.info("The lock store %s answers again; leases are renewed", store)
         for kept, is_ours in zip(due, answers, strict=True):
             kept.lease.confirm(asked_at, is_ours)
-            self._go_on(kept, RENEW_AFTER)
+            if kept.lease.is_held:
+                self._push(kept, RENEW_AFTER)
+            elif is_ours and not kept.lease.is_over:
+                self._push(kept, 0.0)  # the answer came so late that it proves nothing about now
+            else:
+                self._report_lost(kept)
 
     def _put_off(self, due: list[_Kept], error: StoreError) -> None:
         if not self._is_store_away:
             self._is_store_away = True
             logger.warning("%s. Leases cannot be renewed; it is tried until they end", error)
         for kept in due:
-            self._go_on(kept, RETRY_AFTER)
+            if kept.lease.is_lost:
+                self._report_lost(kept)
+            else:
+                self._push(kept, RETRY_AFTER)
 
-    def _go_on(self, kept: _Kept, part_of_ttl: float) -> None:
-        lease, on_lost = kept.lease, kept.on_lost
-        if lease.is_held:
-            with self._changed:
-                self._push(lease, on_lost, part_of_ttl)
-        elif lease.is_lost:
-            try:
-                on_lost(lease)
-            except Exception:
-                logger.exception("What was to be done about the lost lease on %s failed", lease.key)
+    def _push(self, kept: _Kept, part_of_ttl: float) -> None:
+        due = self._clock() + kept.lease.ttl * part_of_ttl
+        with self._changed:
+            heapq.heappush(self._heap, kept._replace(due=due, order=next(self._order)))
+
+    def _report_lost(self, kept: _Kept) -> None:
+        if not kept.lease.is_lost:
+            return  # it was released meanwhile
+        try:
+            kept.on_lost(kept.lease)
+        except Exception:
+            logger.exception("What was to be done about lost lease %s failed", kept.lease.key)

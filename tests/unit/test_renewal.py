@@ -7,7 +7,9 @@ import logging
 import pytest
 
 from absent_store import AbsentStore
+from celery_singleton_lock.lease import ChildLease
 from celery_singleton_lock.renewal import LeaseRenewer
+from celery_singleton_lock.stores.base import Claim, Claimant
 
 
 class Renewal(LeaseRenewer):
@@ -174,3 +176,50 @@ def test_stop_ends_the_thread(new_lease):
     thread.join(5)
 
     assert not thread.is_alive()
+
+
+def test_a_yes_that_comes_too_late_is_asked_again_and_no_loss(
+    renewer, new_lease, clock, store, lost
+):
+    # Given a process that is stopped between its question and the answer; another one renewed
+    lease = new_lease(ttl=30)
+    lease.acquire()
+    renewer.keep(lease, lost.append)
+    renew_many = store.renew_many
+
+    def late(claims):
+        answers = renew_many(claims)
+        clock.advance(40)
+        store._locks["report"].expires_at = clock() + 30
+        return answers
+
+    store.renew_many = late
+    clock.advance(10)
+    renewer.renew_due()
+    store.renew_many = renew_many
+    renewer.renew_due()
+
+    assert lost == []
+    assert lease.is_held
+
+
+def test_what_a_child_holds_is_renewed_until_its_body_has_ended(renewer, store, clock, lost):
+    # Given a child that takes the lock only after the main process has renewed once in vain
+    has_ended = False
+    claim = Claim("report", "childs", 30.0)
+    renewer.keep(ChildLease(store, claim, lambda: has_ended), lost.append)
+    clock.advance(10)
+    renewer.renew_due()
+    store.acquire("report", "childs", 30.0, Claimant("first", "celery@here", 1))
+
+    for _ in range(20):
+        clock.advance(10)
+        renewer.renew_due()
+    assert store.holder("report").task_id == "first"
+
+    has_ended = True
+    asked = store.asked
+    clock.advance(10)
+    renewer.renew_due()
+    assert store.asked == asked
+    assert lost == []
