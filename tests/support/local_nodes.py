@@ -101,6 +101,11 @@ class LocalRedis(LocalProcess, RedisContainer):
         return self._server.process
 
     @property
+    def status(self) -> str:
+        """As of its process; what is not ours to start runs."""
+        return super().status if hasattr(self._server, "process") else "running"
+
+    @property
     def hostname(self) -> str:
         """The host in its URL."""
         return urlsplit(self.url).hostname or "127.0.0.1"

@@ -1,0 +1,1 @@
+"""A beat that fires faster than its task ends, with and without SingletonTask."""

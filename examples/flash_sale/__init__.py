@@ -1,0 +1,1 @@
+"""Many buyers, few tickets, several workers: one sale, run three ways."""
