@@ -74,14 +74,17 @@ class RedisServer:
     def stop(self) -> None:
         """End the server and remove what it left. Does nothing the second time."""
         atexit.unregister(self.stop)
+        self.kill()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def kill(self) -> None:
+        """End it as a power cut would."""
         self.process.kill()
         self.process.wait()
-        shutil.rmtree(self._folder, ignore_errors=True)
 
     def restart(self) -> None:
         """End it and start an empty one on the same port."""
-        self.process.kill()
-        self.process.wait()
+        self.kill()
         self._start()
 
     def __enter__(self) -> RedisServer:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
 import time
 from contextlib import AbstractContextManager
 from functools import lru_cache, partial
@@ -53,6 +55,45 @@ def hold_beyond_ttl(self, label):
     return label
 
 
+def _ignore_the_end(label: str) -> None:
+    while True:
+        try:
+            return _wait_at_gate(label)
+        except (SystemExit, SoftTimeLimitExceeded):
+            continue
+
+
+@by_label(lock_ttl=0.6)
+def ignore_the_end(self, label):
+    """As ``hold``, and swallows what would end it."""
+    with _recorded(self, label):
+        _ignore_the_end(label)
+    return label
+
+
+@by_label(lock_ttl=0.3)
+def stop_the_gil(self, label):
+    """Spends multiples of its ttl in one C call that holds the GIL; returns how long."""
+    with _recorded(self, label):
+        began = time.monotonic()
+        letters = 20
+        while time.monotonic() - began < 3 * self.lock_ttl:  # twice as long each time
+            began = time.monotonic()
+            re.match(r"(a+)+$", "a" * letters + "b")
+            letters += 1
+        return time.monotonic() - began
+
+
+@by_label(acks_late=True, reject_on_worker_lost=True)
+def die_once(self, label):
+    """Kills its own process, but not when it runs again."""
+    is_first = not history().runs(label)
+    with _recorded(self, label):
+        if is_first:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return label
+
+
 @by_label(on_conflict="fail")
 def run_or_fail(self, label):
     with _recorded(self, label):
@@ -87,6 +128,13 @@ def run_or_fail_if_urgent(self, label, is_urgent):
 @locked_task
 def run(self, label):
     """One run per label, with nothing said about its lock."""
+    with _recorded(self, label):
+        return label
+
+
+@locked_task(acks_late=True)
+def run_late(self, label):
+    """As ``run``, acknowledged late."""
     with _recorded(self, label):
         return label
 
