@@ -22,6 +22,8 @@ from __future__ import annotations
 
 import inspect
 import json
+import secrets
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
@@ -52,12 +54,17 @@ class _NoCanonicalFormError(Exception):
 
 def check_key_prefix(prefix: str, origin: str) -> str:
     """Return ``prefix``, unless it would move locks away from their bucket's cluster slot."""
-    if "{" in prefix:
+    if "{" in prefix or "}" in prefix:
         raise ConfigurationError(
-            f"{origin} is {prefix!r}, but a key prefix must not contain '{{': Redis Cluster would "
-            "take it for the hash tag. Choose a prefix without braces."
+            f"{origin} is {prefix!r}, but a key prefix must not contain braces: Redis Cluster "
+            "would take them for the hash tag. Choose a prefix without."
         )
     return prefix
+
+
+def probe_key(prefix: str) -> str:
+    """A key that no call has, to try a store with."""
+    return f"{prefix}{{0}}:check:{secrets.token_hex(8)}"
 
 
 def lock_key(prefix: str, lock_name: str, canonical_values: Any) -> str:
@@ -95,11 +102,12 @@ def call_key(
         KeyDerivationError: An argument has no canonical form.
     """
     bound = signature.bind(*args, **kwargs)
+    given = set(bound.arguments)
     bound.apply_defaults()
     values: Any
     if lock_args is None:
         values = {
-            name: _canonical_argument(task_name, name, value)
+            name: _canonical_argument(task_name, name, value, is_default=name not in given)
             for name, value in bound.arguments.items()
         }
     elif callable(lock_args):
@@ -107,7 +115,9 @@ def call_key(
         values = [_canonical_argument(task_name, "lock_args(...)", value) for value in chosen]
     else:
         values = [
-            _canonical_argument(task_name, name, _argument(task_name, bound, name))
+            _canonical_argument(
+                task_name, name, _argument(task_name, bound, name), is_default=name not in given
+            )
             for name in lock_args
         ]
     try:
@@ -133,10 +143,12 @@ def canonical(value: Any) -> Any:
     return _canonical_object(value)
 
 
-def _canonical_argument(task_name: str, argument: str, value: Any) -> Any:
+def _canonical_argument(task_name: str, argument: str, value: Any, is_default: bool = False) -> Any:
     try:
         return canonical(value)
     except _NoCanonicalFormError as error:
+        if is_default:  # a sentinel, say: it is never sent, and there is one of it
+            return _typed("default", None)
         reason = str(error)
     except RecursionError:
         reason = "contains itself, or is nested too deeply"
@@ -149,9 +161,13 @@ def _chosen(
     try:
         chosen = lock_args(*bound.args, **bound.kwargs)
     except Exception as error:
+        # Without the error itself: its message may quote an argument.
+        place = traceback.extract_tb(error.__traceback__)[-1]
         raise KeyDerivationError(
-            task_name, "lock_args(...)", f"raised {_type_name(error)}"
-        ) from error
+            task_name,
+            "lock_args(...)",
+            f"raised {_type_name(error)} at {place.filename}:{place.lineno}",
+        ) from None
     return chosen if isinstance(chosen, tuple) else (chosen,)
 
 
@@ -205,7 +221,7 @@ def _typed(marker: Any, value: Any) -> dict[str, Any]:
 def _canonical_object(value: Any) -> Any:
     reducer = getattr(value, "__json__", None)
     if reducer is not None:
-        return canonical(reducer())
+        return canonical(_reduced(value, reducer))
     for kind, form in _FORMS:
         if isinstance(value, kind):
             return form(value)
@@ -220,6 +236,15 @@ def _canonical_object(value: Any) -> Any:
         # In a list, so that no type that users register can be taken for one of ours.
         return _typed([sent["__type__"]], canonical(sent["__value__"]))
     return canonical(sent)
+
+
+def _reduced(value: Any, reducer: Callable[[], Any]) -> Any:
+    try:
+        return reducer()
+    except Exception as error:
+        raise _NoCanonicalFormError(
+            f"holds a value of type {_type_name(value)}, whose __json__ raised {_type_name(error)}"
+        ) from None
 
 
 def _members_in_order(members: Any) -> list[Any]:

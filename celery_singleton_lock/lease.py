@@ -92,6 +92,11 @@ class Lease:
         return self._store
 
     @property
+    def pid(self) -> int:
+        """The process that it belongs to."""
+        return self._claimant.pid
+
+    @property
     def expires_at(self) -> float:
         """When the lease ends if nothing renews it, by its own clock."""
         return self._expires_at

@@ -14,6 +14,7 @@ from celery.worker import state as worker_state
 
 from .address import StoreAddress, find_store
 from .errors import StoreError
+from .keys import probe_key
 from .lease import ChildLease, Lease
 from .renewal import LeaseRenewer
 from .stores.base import Claim, LockStore
@@ -84,8 +85,9 @@ class AppLocks:
         """The lease on ``key`` that the execution around this call holds already."""
         for thread, lease in _held_here.get():
             # Greenlets and threads can inherit a context; they are executions of their own.
-            if lease.key == key and lease.store is self.store and thread == threading.get_ident():
-                return lease if lease.is_held else None
+            is_ours = lease.store is self.store and thread == threading.get_ident()
+            if is_ours and lease.key == key and lease.is_held:
+                return lease
         return None
 
     def hold(self, lease: Lease, on_lost: Callable[[Lease], None]) -> None:
@@ -94,13 +96,13 @@ class AppLocks:
         self._renewer.keep(lease, on_lost)
 
     def check(self) -> None:
-        """Return if the store answers and lets us in.
+        """Return if the store keeps locks for us.
 
         Raises:
             StoreError: It does not; the message says which setting led there.
         """
         try:
-            self.store.check()
+            self.store.check(probe_key(self.address.key_prefix))
         except StoreError as error:
             raise StoreError(
                 f"{error}. Its address is from {self.address.origin}: see that a Redis answers "

@@ -5,6 +5,7 @@ Read once, when Celery binds the task to its app, into one frozen object.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,6 +20,10 @@ from .keys import LockArgs, call_key, check_key_prefix
 
 DEFAULT_KEY_PREFIX = "singleton:"
 DEFAULT_LOCK_TTL = 30.0
+#: Seconds; longer ones are mistakes, and break the arithmetic of servers and threads.
+LONGEST = 366 * 24 * 3600.0
+#: Where a bound task class keeps the options that it was given, as against effective ones.
+GIVEN = "_lock_given"
 
 #: Task attribute → the setting that gives its default for the whole app.
 ATTRIBUTES: Mapping[str, str | None] = {
@@ -118,11 +123,14 @@ class _Reader:
         self._app = app
 
     def read(self, attribute: str) -> tuple[Any, str]:
-        # From the class: a callable given as a task option is a method of the class that Celery
-        # builds, and an instance would pass itself as its first argument.
-        value = getattr(self._task_class, attribute, None)
-        if value is not None:
-            return value, f"{attribute} of task {self._task_class.name}"
+        for owner in self._task_class.__mro__:
+            # A bound class shows effective values; its subclasses inherit what it was given.
+            value = vars(owner).get(GIVEN, vars(owner)).get(attribute)
+            # A callable given as a task option is a function in the class that Celery builds; an
+            # instance would pass itself as its first argument.
+            value = value.__func__ if isinstance(value, staticmethod) else value
+            if value is not None:
+                return value, f"{attribute} of task {self._task_class.name}"
         setting = ATTRIBUTES[attribute]
         return (self._app.conf.get(setting) if setting else None), f"The setting {setting}"
 
@@ -137,13 +145,11 @@ class _Reader:
         if value is None:
             return None
         if callable(value):
-            if next(iter(inspect.signature(value).parameters), None) == "self":
-                raise ConfigurationError(
-                    f"{origin} is called with the call's arguments and nothing else: drop 'self'"
-                )
+            _check_takes_no_self(value, origin, "the call's arguments")
             return value  # type: ignore[no-any-return]
         names = (value,) if isinstance(value, str) else value
-        if not (isinstance(names, Iterable) and all(isinstance(name, str) for name in names)):
+        # In an order that is the same everywhere, which a set's is not.
+        if not (isinstance(names, (list, tuple)) and all(isinstance(n, str) for n in names)):
             raise ConfigurationError(
                 f"{origin} must be the name of an argument, several names, or a callable of the "
                 f"call's arguments, not {value!r}"
@@ -160,6 +166,8 @@ class _Reader:
 
     def on_conflict(self) -> OnConflict | None:
         value, origin = self.read("on_conflict")
+        if callable(value):
+            _check_takes_no_self(value, origin, "the conflict")
         if value is None or callable(value) or value in POLICIES:
             return value  # type: ignore[no-any-return]
         raise ConfigurationError(
@@ -185,15 +193,34 @@ class _Reader:
             raise ConfigurationError(
                 f"{origin} must be a number of seconds above 0, or a timedelta, not {value!r}"
             )
+        if number > LONGEST:
+            raise ConfigurationError(f"{origin} must not be longer than a year; it is {value!r}")
         return float(number)
 
 
 def _body_signature(task_class: Any) -> inspect.Signature:
     run = inspect.getattr_static(task_class, "run")
-    if isinstance(run, staticmethod):
-        return inspect.signature(run.__func__)
-    signature = inspect.signature(run)
-    return signature.replace(parameters=list(signature.parameters.values())[1:])
+    is_bound = not isinstance(run, staticmethod)
+    signature = inspect.signature(getattr(run, "__func__", run))
+    parameters = list(signature.parameters.values())[1 if is_bound else 0 :]
+    return signature.replace(parameters=[_with_own_default(each) for each in parameters])
+
+
+def _with_own_default(parameter: inspect.Parameter) -> inspect.Parameter:
+    """A body that mutates its default must not change the keys of later calls."""
+    try:
+        return parameter.replace(default=copy.deepcopy(parameter.default))
+    except Exception:
+        return parameter  # what cannot be copied has no canonical form either
+
+
+def _check_takes_no_self(value: Any, origin: str, what: str) -> None:
+    try:
+        first = next(iter(inspect.signature(value).parameters), None)
+    except ValueError:  # some built-in functions do not tell
+        return
+    if first == "self":
+        raise ConfigurationError(f"{origin} is called with {what} and nothing else: drop 'self'")
 
 
 def _check_every_argument_counts(

@@ -46,8 +46,8 @@ class _Kept(NamedTuple):
 class LeaseRenewer:
     """Renews every lease that it was given until the lease is over.
 
-    The thread starts with the first lease, belongs to the process that started it, and is a
-    daemon: it never keeps a process alive, and dies with it.
+    The thread starts with the first lease and ends when there is none left. It belongs to the
+    process that started it, and is a daemon: it never keeps a process alive.
 
     Args:
         clock: Seconds; the same clock as the leases'.
@@ -59,7 +59,6 @@ class LeaseRenewer:
         self._order = itertools.count()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
-        self._is_stopped = False
         self._is_store_away = False
 
     def keep(self, lease: RenewableLease, on_lost: OnLost) -> None:
@@ -75,12 +74,6 @@ class LeaseRenewer:
             elif self._heap[0].lease is lease:
                 self._changed.notify()
 
-    def stop(self) -> None:
-        """End the thread; leases that are still held end with their ttl."""
-        with self._changed:
-            self._is_stopped = True
-            self._changed.notify()
-
     def renew_due(self) -> None:
         """Renew what is due, in one trip per store. The thread does nothing else."""
         by_store: dict[LockStore, list[_Kept]] = {}
@@ -91,19 +84,17 @@ class LeaseRenewer:
 
     def _run(self) -> None:
         pid = os.getpid()
-        while True:
+        while os.getpid() == pid:  # eventlet: a fork copies greenlets
             with self._changed:
-                if self._is_stopped or os.getpid() != pid:  # eventlet: a fork copies greenlets
+                if not self._heap:
+                    self._thread = None
                     return
-                self._changed.wait(self._seconds_until_due())
+                self._changed.wait(max(0.0, self._heap[0].due - self._clock()))
             try:
                 self.renew_due()
             except Exception:
                 # Without this thread every lease of the process would end with its ttl.
                 logger.exception("Renewing leases failed; it goes on")
-
-    def _seconds_until_due(self) -> float | None:
-        return max(0.0, self._heap[0].due - self._clock()) if self._heap else None
 
     def _take_due(self) -> list[_Kept]:
         now = self._clock()

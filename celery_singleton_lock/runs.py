@@ -80,8 +80,8 @@ def end(task: Any) -> None:
     """Give back what the current run holds. Does nothing the second time, or without a lock."""
     request = task.request
     lease = vars(request).get("singleton_lease")
-    if not isinstance(lease, Lease):
-        return
+    if not isinstance(lease, Lease) or lease.pid != os.getpid():
+        return  # the second: a child that the body forked; the lease is its parent's
     was_known_lost = lease.is_lost
     event = LockEvent(task.name, request.id, lease.key, lease.fencing_token)
     try:

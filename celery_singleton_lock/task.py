@@ -15,7 +15,7 @@ from .bootstep import StoreCheck
 from .conflict import OnConflict
 from .errors import LockHeldError
 from .lease import Lease, NestedLease, NullLease
-from .options import LockOptions, lock_options
+from .options import ATTRIBUTES, GIVEN, LockOptions, lock_options
 from .retrying import passing_on
 
 
@@ -40,7 +40,8 @@ class SingletonTask(Task):
     #: Whose lock it is. Default: the task's name. Tasks with one name share locks.
     lock_name: ClassVar[str | None] = None
     #: Which arguments count: one name, several names, or a callable that is given the call's
-    #: arguments (no ``self``) and returns one value or a tuple of several. Default: all.
+    #: arguments (no ``self``) and returns one value or a tuple of several. Default: all. In a
+    #: class body, wrap a function in ``staticmethod()``.
     lock_args: ClassVar[str | Sequence[str] | Callable[..., Any] | None] = None
     #: Seconds without renewal until the lock is anyone's. Default: ``singleton_lock_ttl``, 30.0.
     lock_ttl: ClassVar[float | timedelta | None] = None
@@ -67,16 +68,19 @@ class SingletonTask(Task):
     def on_bound(cls, app: Any) -> None:
         """Celery's hook: the task belongs to ``app`` now. Checks the options."""
         super().on_bound(app)
-        if cls.name.startswith("celery."):
+        if cls.__module__.partition(".")[0] == "celery":
             return  # chord_unlock and the like, where this class is the app's task_cls
         options = lock_options(cls, app)
+        if GIVEN not in vars(cls):
+            setattr(cls, GIVEN, {name: vars(cls).get(name) for name in ATTRIBUTES})
         cls._lock_options = options
         cls.lock_name, cls.lock_ttl = options.lock_name, options.lock_ttl
         cls.lock_at_least_for, cls.lock_on_retry = options.lock_at_least_for, options.lock_on_retry
         cls.wait_timeout = options.wait_timeout
         cls.lock_args = _unbound(options.lock_args)
         cls.on_conflict = _unbound(options.on_conflict)
-        cls.throws = (*cls.throws, LockHeldError)
+        throws = cls.throws if isinstance(cls.throws, (tuple, list)) else (cls.throws,)
+        cls.throws = (*(each for each in throws if each is not LockHeldError), LockHeldError)
         app.steps["worker"].add(StoreCheck)
 
     @property

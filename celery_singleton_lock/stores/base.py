@@ -7,6 +7,8 @@ reply was lost can be made again.
 
 from __future__ import annotations
 
+import os
+import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -111,9 +113,16 @@ class LockStore(ABC):
     def holder(self, key: str) -> Holder | None:
         """Who has the lock, or ``None`` when it is free."""
 
-    @abstractmethod
-    def check(self) -> None:
-        """Return if the store answers and lets us in, else raise StoreError."""
+    def check(self, key: str) -> None:
+        """Take, renew and give back a lock on ``key``, which nobody else may know.
+
+        Raises:
+            StoreError: The store cannot keep locks for us.
+        """
+        owner_token = secrets.token_hex(16)
+        self.acquire(key, owner_token, 10.0, Claimant("", "check", os.getpid()))
+        self.renew(key, owner_token, 10.0)
+        self.release(key, owner_token)
 
     @abstractmethod
     def close(self) -> None:

@@ -99,9 +99,6 @@ class MemoryStore(LockStore):
             held = self._living(key)
             return None if held is None else held.holder
 
-    def check(self) -> None:
-        """See :meth:`LockStore.check`: memory always answers."""
-
     def close(self) -> None:
         """See :meth:`LockStore.close`: there is no connection."""
 

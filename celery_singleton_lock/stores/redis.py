@@ -23,7 +23,15 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import redis
 from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import (
+    AuthenticationError,
+    ClusterDownError,
+    MovedError,
+    NoScriptError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
 from redis.retry import Retry
 
 from ..errors import Holder, StoreError
@@ -38,6 +46,16 @@ ACQUIRE = load_script("acquire")
 RENEW = load_script("renew")
 RELEASE = load_script("release")
 HOLD = load_script("hold")
+
+try:
+    from redis.maint_notifications import MaintNotificationsConfig
+except ImportError:  # redis-py before 7
+    _NO_MAINTENANCE_NOTICES: dict[str, Any] = {}
+else:
+    # With these notices redis-py does not look whether a connection has an unread answer.
+    _NO_MAINTENANCE_NOTICES = {
+        "maint_notifications_config": MaintNotificationsConfig(enabled=False)
+    }
 
 T = TypeVar("T")
 
@@ -64,7 +82,8 @@ class RedisStore(LockStore):
         kwargs.update(
             decode_responses=True,
             encoding="utf-8",
-            max_connections=None,
+            max_connections=2**31,  # None means 100 to redis-py 8
+            **_NO_MAINTENANCE_NOTICES,
             retry=Retry(NoBackoff(), 0),
             retry_on_timeout=False,
             retry_on_error=[],
@@ -85,8 +104,11 @@ class RedisStore(LockStore):
         Raises:
             ValueError, TypeError: The URL makes no sense. The message may quote parts of it.
         """
-        pool = redis.ConnectionPool.from_url(_in_redis_py_words(url))
-        return cls({**pool.connection_kwargs, "connection_class": pool.connection_class})
+        try:
+            pool = redis.ConnectionPool.from_url(_in_redis_py_words(url))
+            return cls({**pool.connection_kwargs, "connection_class": pool.connection_class})
+        except RedisError as error:
+            raise ValueError(str(error)) from None
 
     def acquire(self, key: str, owner_token: str, ttl: float, claimant: Claimant) -> Acquisition:
         """See :meth:`LockStore.acquire`. One round trip."""
@@ -114,10 +136,6 @@ class RedisStore(LockStore):
         values = self._ask(lambda: self._client.hmget(key, fields))
         return None if None in values else _holder(values)
 
-    def check(self) -> None:
-        """See :meth:`LockStore.check`."""
-        self._ask(self._client.ping)
-
     def close(self) -> None:
         """See :meth:`LockStore.close`."""
         self._client.connection_pool.disconnect()
@@ -129,7 +147,12 @@ class RedisStore(LockStore):
         try:
             return command()
         except (RedisError, OSError) as error:
-            raise StoreError(f"The lock store {self} did not answer: {error}") from error
+            raise StoreError(f"The lock store {self} {_what_it_did(error)}: {error}") from error
+        except BaseException:
+            # A signal came between question and answer. redis-py 8 puts the connection back all
+            # the same, and the next command would read this one's answer.
+            self._client.connection_pool.disconnect(inuse_connections=False)
+            raise
 
     def _run(self, script: Any, key_count: int, *keys_and_args: Any) -> Any:
         try:
@@ -155,6 +178,14 @@ class RedisStore(LockStore):
         return [bool(answer) for answer in answers]
 
 
+def _what_it_did(error: Exception) -> str:
+    if isinstance(error, (MovedError, ClusterDownError)):
+        return "is a node of a Redis Cluster, which cannot keep locks yet"
+    if isinstance(error, (ResponseError, AuthenticationError, ReadOnlyError)):
+        return "refused"
+    return "did not answer"
+
+
 def _fencing_counter(key: str) -> str:
     bucket, _, _ = key.partition("}")
     return f"{bucket}}}:fencing"
@@ -173,13 +204,17 @@ def _address(connection_class: type, kwargs: Mapping[str, Any]) -> str:
     if issubclass(connection_class, redis.UnixDomainSocketConnection):
         return f"unix://{kwargs.get('path')}?db={kwargs.get('db') or 0}"
     scheme = "rediss" if issubclass(connection_class, redis.SSLConnection) else "redis"
-    host, port = kwargs.get("host", "localhost"), kwargs.get("port", 6379)
+    host, port = str(kwargs.get("host", "localhost")), kwargs.get("port", 6379)
+    if ":" in host:
+        host = f"[{host}]"
     return f"{scheme}://{host}:{port}/{kwargs.get('db') or 0}"
 
 
 def _in_redis_py_words(url: str) -> str:
     """Celery spells a socket ``redis+socket://…?virtual_host=1`` and TLS ``CERT_REQUIRED``."""
     parts = urlsplit(url)
+    if parts.fragment or "@" in parts.query:
+        raise ValueError("a password with '#' or '?' must be percent-encoded")
     is_socket = parts.scheme in ("unix", "redis+socket")
     if not is_socket and not (parts.path.strip("/") or "0").isdigit():
         raise ValueError("the database must be a number")  # redis-py would take 0 and say nothing

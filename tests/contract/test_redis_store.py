@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import redis
@@ -14,6 +16,7 @@ from celery_singleton_lock.stores.base import Claim, Claimant
 from servers import redis_or_skip
 
 KEY = "singleton:{7}:1:report:42"
+PROBE = "singleton:{0}:check:1"
 ME = Claimant("me", "celery@here", 11)
 
 
@@ -117,7 +120,7 @@ def test_a_server_that_is_not_there_is_a_store_error_that_names_it():
         lambda: store.renew_many([Claim(KEY, "a", 1.0)]),
         lambda: store.release(KEY, "a"),
         lambda: store.holder(KEY),
-        store.check,
+        lambda: store.check(PROBE),
     ):
         with pytest.raises(StoreError, match=r"redis://127\.0\.0\.1:1/3 did not answer") as caught:
             ask()
@@ -129,11 +132,11 @@ def test_a_password_that_is_missing_or_wrong_is_a_store_error_without_it():
         right, wrong = server.url().replace("//", "//:s3cr3t-pw@"), "wr0ng-pw"
         for url in (server.url(), right.replace("s3cr3t-pw", wrong)):
             with pytest.raises(StoreError) as caught:
-                store_from_url(url, "the test").check()
+                store_from_url(url, "the test").check(PROBE)
             assert wrong not in str(caught.value)
 
         store = store_from_url(right, "the test")
-        store.check()
+        store.check(PROBE)
         store.close()
         assert "s3cr3t-pw" not in str(store)
 
@@ -157,3 +160,93 @@ def test_every_script_says_what_it_is_for():
     for script in (redis_store.ACQUIRE, redis_store.RENEW, redis_store.RELEASE):
         head = script.source.split("\nlocal")[0].split("\nif")[0]
         assert all(word in head for word in ("KEYS[1]", "ARGV[1]", "Returns"))
+
+
+@pytest.mark.parametrize("interrupted", ["send_packed_command", "read_response"])
+def test_a_signal_between_question_and_answer_does_not_shift_the_answers(
+    store, monkeypatch, interrupted
+):
+    # Given a connection that has been used, and a soft time limit in the middle of a command
+    store.acquire(KEY, "a", 60.0, ME)
+    method = getattr(redis.Connection, interrupted)
+
+    def interrupt(connection, *args, **kwargs):
+        monkeypatch.undo()
+        if interrupted == "send_packed_command":
+            method(connection, *args, **kwargs)
+        raise SystemExit
+
+    monkeypatch.setattr(redis.Connection, interrupted, interrupt)
+    with pytest.raises(SystemExit):
+        store.release(KEY, "not ours")
+
+    # Then each later command gets its own answer
+    assert store.renew_many([Claim("singleton:{7}:1:nobody", "a", 60.0)]) == [False]
+    assert store.holder(KEY).task_id == "me"
+    assert store.release(KEY, "a") is True
+
+
+def test_more_threads_than_any_pool_has_by_default_get_an_answer(redis_server):
+    store = store_from_url(redis_server.url() + "?socket_timeout=10", "the test")
+    client = redis_server.client()
+    together = threading.Barrier(150)
+    client.client_pause(300, all=False)  # so that all of them ask at once
+
+    def ask(number):
+        together.wait()
+        return store.acquire(f"singleton:{{7}}:1:many:{number}", "a", 60.0, ME).is_acquired
+
+    with ThreadPoolExecutor(150) as threads:
+        assert all(threads.map(ask, range(150)))
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        (["~*", "+@all", "-evalsha"], "refused.*evalsha"),
+        (["~other:*", "+@all"], "refused"),
+        (["~*", "+@all", "-hset"], "refused"),
+    ],
+)
+def test_a_user_that_may_not_lock_is_found_out_by_the_check(redis_server, client, rules, message):
+    client.execute_command("ACL", "SETUSER", "limited", "reset", "on", ">s3cr3t-pw", *rules)
+    url = redis_server.url().replace("//", "//limited:s3cr3t-pw@")
+    store = store_from_url(url, "the test")
+
+    with pytest.raises(StoreError, match=message):
+        store.check(PROBE)
+
+    store.close()
+    client.execute_command("ACL", "DELUSER", "limited")
+
+
+def test_a_lock_whose_expiry_cannot_be_set_is_not_left_behind(redis_server, client):
+    client.execute_command(
+        "ACL", "SETUSER", "limited", "reset", "on", ">pw", "~*", "+@all", "-pexpire"
+    )
+    store = store_from_url(redis_server.url().replace("//", "//limited:pw@"), "the test")
+
+    with pytest.raises(StoreError, match="refused"):
+        store.acquire(KEY, "a", 60.0, ME)
+
+    assert not client.exists(KEY)
+    store.close()
+    client.execute_command("ACL", "DELUSER", "limited")
+
+
+def test_a_replica_is_found_out_by_the_check(redis_server):
+    with redis_or_skip("--replicaof", "127.0.0.1", str(redis_server.port)) as replica:
+        store = store_from_url(replica.url(), "the test")
+        with pytest.raises(StoreError, match="refused"):
+            store.check(PROBE)
+        store.close()
+
+
+def test_a_cluster_node_is_refused_by_name():
+    # Without slots, every key belongs to somebody else.
+    with redis_or_skip("--cluster-enabled", "yes") as node:
+        store = store_from_url(node.url(), "the test")
+        with pytest.raises(StoreError, match="Redis Cluster, which cannot keep locks yet"):
+            store.check(PROBE)
+        store.close()

@@ -210,9 +210,11 @@ def test_since_is_when_the_lock_was_taken_and_does_not_move(store, let_time_pass
 
 
 def test_the_store_answers_and_closes_and_answers_again(store):
-    store.check()
+    store.check("singleton:{0}:check:1")
     store.close()
-    store.check()
+    store.check("singleton:{0}:check:1")
+
+    assert store.holder("singleton:{0}:check:1") is None
 
 
 def test_a_worker_may_have_any_name(store):

@@ -97,6 +97,7 @@ def test_the_url_may_set_its_own_limits():
     [
         ("redis://", "redis://localhost:6379/0"),
         ("redis://host", "redis://host:6379/0"),
+        ("redis://[::1]:1", "redis://[::1]:1/0"),
         (f"redis://user:{SECRET}@host:1/2", "redis://host:1/2"),
         (f"redis://host/1?password={SECRET}", "redis://host:6379/1"),
         ("rediss://host?ssl_cert_reqs=CERT_REQUIRED", "rediss://host:6379/0"),
@@ -118,6 +119,9 @@ def test_urls_and_what_people_are_shown_of_them(url, address):
         f"redis://:{SECRET}@host:port",
         f"redis://:{SECRET}/with/slashes@host:1",
         "redis://host/zero",
+        f"redis://:12#{SECRET}@host:6379/0",
+        f"redis://:12?{SECRET}@host",
+        "rediss://host/0?ssl_cert_reqs=bogus",
         "redis://host/0?socket_timeout=soon",
         f"redis://host/0?passwrod={SECRET}",
         "memory://host",

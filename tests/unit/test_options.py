@@ -9,7 +9,12 @@ import pytest
 from celery import Celery, shared_task
 from celery.app.task import Task
 
-from celery_singleton_lock import ConfigurationError, KeyDerivationError, SingletonTask
+from celery_singleton_lock import (
+    ConfigurationError,
+    KeyDerivationError,
+    LockHeldError,
+    SingletonTask,
+)
 
 
 @pytest.fixture
@@ -149,6 +154,95 @@ def test_naming_every_argument_leaves_nothing_out(app):
     assert bound(app, lock_args=("quantity", "sku", "order_id")).on_conflict == "skip"
 
 
+# Who inherits from a task that is bound, and who is bound twice --------------------------------
+
+
+def test_a_subclass_of_a_bound_task_has_a_lock_of_its_own(app):
+    class Parent(SingletonTask):
+        name = "shop.parent"
+        lock_ttl = 7
+
+        def run(self, order_id, sku):
+            """The body."""
+
+    class Child(Parent):
+        name = "shop.child"
+
+    parent, child = app.register_task(Parent()), app.register_task(Child())
+
+    assert (parent.lock_name, child.lock_name) == ("shop.parent", "shop.child")
+    assert child.lock_ttl == 7.0, "what the parent said itself is inherited"
+
+
+def test_a_subclass_of_a_bound_task_has_to_say_on_conflict_itself(app):
+    class Parent(SingletonTask):
+        name = "shop.parent"
+
+        def run(self, order_id, sku):
+            """The body."""
+
+    app.register_task(Parent())
+
+    class Child(Parent):
+        name = "shop.child"
+        lock_args = "sku"
+
+    with pytest.raises(ConfigurationError, match="leaves out order_id"):
+        app.register_task(Child())
+
+
+def test_a_class_that_is_bound_to_two_apps_reads_each_ones_settings(app):
+    class Buy(SingletonTask):
+        name = "shop.twice"
+
+        def run(self):
+            """The body."""
+
+    app.conf.singleton_lock_ttl = 11
+    other = Celery("other", set_as_current=False, broker="memory://")
+    other.conf.singleton_lock_ttl = 22
+
+    Buy.bind(app)
+    assert Buy.lock_ttl == 11.0
+    Buy.bind(other)
+    assert Buy.lock_ttl == 22.0
+    assert Buy.throws.count(LockHeldError) == 1
+
+
+def test_throws_may_be_one_class_as_celery_takes_it(app):
+    assert bound(app, throws=KeyError).throws == (KeyError, LockHeldError)
+
+
+def test_a_body_that_mutates_its_default_does_not_change_its_key(app):
+    def collect(item, seen=[]):  # noqa: B006  # the mistake is the point
+        seen.append(item)
+
+    task = bound(app, collect)
+    before = task._lock_options.key("", (1,), {})
+    task.run(1)
+
+    assert task._lock_options.key("", (1,), {}) == before
+    assert task._lock_options.key("", (1, []), {}) == before
+
+
+def test_a_default_that_cannot_be_sent_has_a_place_in_the_key(app):
+    missing = object()
+
+    def buy(sku, coupon=missing):
+        """A sentinel is a common default."""
+
+    task = bound(app, buy)
+
+    assert task._lock_options.key("", ("a",), {}) == task._lock_options.key("", (), {"sku": "a"})
+    assert task._lock_options.key("", ("a",), {}) != task._lock_options.key("", ("a", None), {})
+
+
+def test_a_users_task_may_be_named_as_celerys_own_are():
+    app = Celery("celery", set_as_current=False, broker="memory://")
+
+    assert bound(app, name="celery.add")._lock_options is not None
+
+
 # Wrong values and misspelt names --------------------------------------------------------------
 
 
@@ -157,6 +251,10 @@ def test_naming_every_argument_leaves_nothing_out(app):
     [
         ({"lock_ttl": 0}, r"lock_ttl of task shop\.buy must be a number of seconds above 0"),
         ({"lock_ttl": "30"}, "lock_ttl"),
+        ({"lock_ttl": 1e11}, "lock_ttl of task shop.buy must not be longer than a year"),
+        ({"lock_args": {"sku", "order_id"}}, "lock_args"),
+        ({"lock_args": (name for name in ["sku"])}, "lock_args"),
+        ({"on_conflict": lambda self, conflict: "skip"}, "on_conflict .* drop 'self'"),
         ({"lock_ttl": True}, "lock_ttl"),
         ({"lock_ttl": float("nan")}, "lock_ttl"),
         ({"lock_at_least_for": -1}, "lock_at_least_for"),

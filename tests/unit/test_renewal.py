@@ -162,20 +162,20 @@ def test_two_stores_take_a_trip_each(renewer, new_lease, clock, store, lost):
     assert there.is_lost
 
 
-def test_stop_ends_the_thread(new_lease):
+def test_the_thread_is_a_daemon_and_ends_with_the_last_lease(new_lease):
     renewer = LeaseRenewer()
-    lease = new_lease(ttl=1000)
+    lease = new_lease(ttl=0.03)
     lease._clock = renewer._clock
     lease.acquire()
+    lease.release()
+
     renewer.keep(lease, print)
     thread = renewer._thread
-    assert thread.is_alive()
     assert thread.daemon
-
-    renewer.stop()
     thread.join(5)
 
     assert not thread.is_alive()
+    assert renewer._thread is None, "the next lease starts another one"
 
 
 def test_a_yes_that_comes_too_late_is_asked_again_and_no_loss(

@@ -32,7 +32,11 @@ if not owner_token or is_kept_for_us then
 end
 local acquired = 0
 if owner_token == ARGV[1] then
-  redis.call("PEXPIRE", KEYS[1], ARGV[2])
+  local expiry = redis.pcall("PEXPIRE", KEYS[1], ARGV[2])
+  if type(expiry) == "table" and expiry.err then
+    redis.call("DEL", KEYS[1])  -- scripts are not rolled back: it would be held for ever
+    return expiry
+  end
   acquired = 1
 end
 local holder = redis.call("HMGET", KEYS[1], "task_id", "worker", "pid", "since_us", "fencing_token")
