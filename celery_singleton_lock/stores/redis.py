@@ -179,7 +179,9 @@ class RedisStore(LockStore):
 
 
 def _what_it_did(error: Exception) -> str:
-    if isinstance(error, (MovedError, ClusterDownError)):
+    # redis-py before 6 gives a client that expects no cluster the text only.
+    is_cluster = str(error).startswith(("MOVED ", "CLUSTERDOWN "))
+    if is_cluster or isinstance(error, (MovedError, ClusterDownError)):
         return "is a node of a Redis Cluster, which cannot keep locks yet"
     if isinstance(error, (ResponseError, AuthenticationError, ReadOnlyError)):
         return "refused"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 
+import celery
 import pytest
 
 from servers import redis_or_skip
@@ -105,7 +106,9 @@ def test_a_worker_that_waits_for_both_shuts_down_and_logs_what_early_acknowledge
     worker.wait_for_log(AWAY)
 
     worker.container.kill("SIGTERM")
-    worker.container.wait_for_exit()
+    worker.wait_for_log("is lost")
+    if celery.VERSION >= (5, 5):  # 5.4 goes on looking for its broker for as long as it is away
+        worker.container.wait_for_exit()
 
     (line,) = [line for line in worker.logs().splitlines() if "is lost" in line]
     assert f"args=['{label}']" in line
