@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import redis
 
@@ -31,6 +31,9 @@ STOPPED_WITHIN = 10.0
 # Loaded here and not in the child: between fork and exec there is no telling which of the
 # parent's locks are held.
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+_ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_noted: list[int] = []
 
 
 class FleetError(RuntimeError):
@@ -91,11 +94,13 @@ class Fleet:
                 missing -= set(reply)
 
     def check(self) -> None:
-        """Return if all that was started still runs.
+        """Return if all that was started still runs, and nobody wants it to end.
 
         Raises:
             FleetError: A process is gone.
+            SystemExit: See :func:`end_if_asked`.
         """
+        end_if_asked()
         for member in self._members:
             if member.process.poll() is not None:
                 code = member.process.returncode
@@ -176,20 +181,32 @@ def own_keys(url: str, prefix: str) -> Iterator[None]:
                 client.delete(key)
 
 
-def unwind_on_signals() -> None:
-    """Let Ctrl-C, a plain kill and a closed terminal end the program through its ``with`` blocks.
+def note_signals() -> None:
+    """From now on, Ctrl-C, a plain kill and a closed terminal end the program in good order.
 
-    Without a traceback, and with the exit code that shells expect (130 after Ctrl-C). A second
-    Ctrl-C does not interrupt the cleaning up.
+    That is at the next :func:`end_if_asked`, a moment later, and not wherever the program is: an
+    exception that a signal handler raises is lost if it happens to come in a ``__del__``.
+    Whoever asks twice before that is served at once.
     """
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _unwind)
+    for number in _ENDINGS:
+        signal.signal(number, _note)
 
 
-def _unwind(number: int, _frame: FrameType | None) -> NoReturn:
-    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(each, signal.SIG_IGN)
-    sys.exit(128 + number)
+def end_if_asked() -> None:
+    """Leave through all ``with`` blocks if a signal has come; what then cleans up is let alone.
+
+    Without a traceback, and with the exit code that shells expect: 130 after Ctrl-C.
+    """
+    if _noted:
+        for number in _ENDINGS:
+            signal.signal(number, signal.SIG_IGN)
+        sys.exit(128 + _noted[0])
+
+
+def _note(number: int, _frame: FrameType | None) -> None:
+    _noted.append(number)
+    if len(_noted) > 1:
+        end_if_asked()
 
 
 def _die_with_parent() -> None:

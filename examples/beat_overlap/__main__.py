@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable
 
-from fleet import unwind_on_signals
+from fleet import end_if_asked, note_signals
 from timeline import picture_folder
 
 DESCRIPTION = """\
@@ -24,12 +24,14 @@ server is started.
 def main() -> int:
     """Run the command; returns the exit code."""
     arguments = _parser().parse_args()
-    unwind_on_signals()
+    note_signals()
     # Not at the top: --help and wrong options are answered without Celery, and from here on
-    # Ctrl-C ends the program in order.
+    # Ctrl-C ends the program in good order.
     from .comparison import compare
 
-    return compare(arguments.seconds, arguments.away, arguments.output)
+    code = compare(arguments.seconds, arguments.away, arguments.output)
+    end_if_asked()  # while the picture was drawn
+    return code
 
 
 def _parser() -> argparse.ArgumentParser:

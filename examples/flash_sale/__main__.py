@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable
 
-from fleet import unwind_on_signals
+from fleet import end_if_asked, note_signals
 from timeline import picture_folder
 
 DESCRIPTION = """\
@@ -25,12 +25,12 @@ are started.
 def main() -> int:
     """Run the command; returns the exit code."""
     arguments = _parser().parse_args()
-    unwind_on_signals()
+    note_signals()
     # Not at the top: --help and wrong options are answered without Celery, and from here on
-    # Ctrl-C ends the program in order.
+    # Ctrl-C ends the program in good order.
     from .comparison import compare
 
-    return compare(
+    code = compare(
         ways=[arguments.only] if arguments.only else ["plain", "singleton", "spin"],
         buyers=arguments.buyers,
         tickets=arguments.tickets,
@@ -39,6 +39,8 @@ def main() -> int:
         slots=arguments.slots,
         output=arguments.output,
     )
+    end_if_asked()  # while the picture was drawn
+    return code
 
 
 def _parser() -> argparse.ArgumentParser:
