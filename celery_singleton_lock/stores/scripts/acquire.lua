@@ -13,31 +13,30 @@
 -- ARGV[5]  pid of the claimant
 -- Returns  {1 acquired or 0 held, task id, worker, pid, since in µs, fencing token}:
 --          of the claimant if acquired, else of the holder
-local owner_token, task_id = unpack(redis.call("HMGET", KEYS[1], "owner_token", "task_id"))
+local owner_token, task_id, worker, pid, since_us, fencing_token = unpack(redis.call("HMGET",
+  KEYS[1], "owner_token", "task_id", "worker", "pid", "since_us", "fencing_token"))
 local is_kept_for_us = owner_token == "" and task_id == ARGV[3] and task_id ~= ""
-if not owner_token or is_kept_for_us then
+if owner_token and owner_token ~= ARGV[1] and not is_kept_for_us then
+  return {0, task_id, worker, pid, since_us, fencing_token}
+end
+if owner_token ~= ARGV[1] then
   local time = redis.call("TIME")
   local now_us = time[1] * 1000000 + time[2]
   -- The clock keeps the number growing when the counter is lost (R9). Both are below 2^53, so
   -- the doubles of Lua 5.1 are exact; its tostring() is not, hence "%.0f".
   local counter = tonumber(redis.call("GET", KEYS[2]) or 0)
-  local fencing_token = string.format("%.0f", math.max(counter + 1, now_us))
+  fencing_token = string.format("%.0f", math.max(counter + 1, now_us))
   redis.call("SET", KEYS[2], fencing_token)
-  redis.call("HSET", KEYS[1],
-    "owner_token", ARGV[1], "task_id", ARGV[3], "worker", ARGV[4], "pid", ARGV[5],
-    "fencing_token", fencing_token, "hold_ms", 0)
   -- A retry goes on with what its first attempt began.
-  redis.call("HSETNX", KEYS[1], "since_us", string.format("%.0f", now_us))
-  owner_token = ARGV[1]
+  since_us = since_us or string.format("%.0f", now_us)
+  task_id, worker, pid = ARGV[3], ARGV[4], ARGV[5]
+  redis.call("HSET", KEYS[1],
+    "owner_token", ARGV[1], "task_id", task_id, "worker", worker, "pid", pid,
+    "since_us", since_us, "fencing_token", fencing_token, "hold_ms", 0)
 end
-local acquired = 0
-if owner_token == ARGV[1] then
-  local expiry = redis.pcall("PEXPIRE", KEYS[1], ARGV[2])
-  if type(expiry) == "table" and expiry.err then
-    redis.call("DEL", KEYS[1])  -- scripts are not rolled back: it would be held for ever
-    return expiry
-  end
-  acquired = 1
+local expiry = redis.pcall("PEXPIRE", KEYS[1], ARGV[2])
+if type(expiry) == "table" and expiry.err then
+  redis.call("DEL", KEYS[1])  -- scripts are not rolled back: it would be held for ever
+  return expiry
 end
-local holder = redis.call("HMGET", KEYS[1], "task_id", "worker", "pid", "since_us", "fencing_token")
-return {acquired, unpack(holder)}
+return {1, task_id, worker, pid, since_us, fencing_token}
