@@ -6,8 +6,9 @@ the connection options of its Redis client.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from .errors import ConfigurationError, StoreError
@@ -25,17 +26,14 @@ class StoreAddress:
     """An app's store, as found.
 
     Attributes:
-        store: Not connected yet.
+        new_store: Makes the store, not connected yet. Each process makes its own.
         key_prefix: What all lock keys of the app begin with.
         origin: The setting that led here, for people.
     """
 
-    store: LockStore
+    new_store: Callable[[], LockStore]
     key_prefix: str
     origin: str
-
-    def __str__(self) -> str:
-        return f"{self.store} (from {self.origin})"
 
 
 def find_store(app: Any) -> StoreAddress:
@@ -50,13 +48,14 @@ def find_store(app: Any) -> StoreAddress:
     """
     url = app.conf.get("singleton_store_url")
     if url:
-        store = store_from_url(url, "The setting singleton_store_url")
-        return StoreAddress(store, key_prefix(app, "", ""), "singleton_store_url")
+        new_store = partial(store_from_url, url, "The setting singleton_store_url")
+        new_store()  # a wrong URL shows now
+        return StoreAddress(new_store, key_prefix(app, "", ""), "singleton_store_url")
     address = _from_result_backend(app) or _from_broker(app)
     if address is not None:
         return address
     if app.conf.task_always_eager:
-        return StoreAddress(MemoryStore(), key_prefix(app, "", ""), "task_always_eager")
+        return StoreAddress(MemoryStore, key_prefix(app, "", ""), "task_always_eager")
     raise ConfigurationError(
         "There is no Redis for the locks: set singleton_store_url, for example "
         "'redis://localhost:6379/0', or use a Redis as result_backend or broker_url"
@@ -105,7 +104,7 @@ def _redis_address(
         name: value for name, value in connection_kwargs.items() if name not in _NOT_TAKEN_OVER
     }
     prefix_origin = f"The global_keyprefix of {origin}"
-    return StoreAddress(RedisStore(kwargs), key_prefix(app, prefix, prefix_origin), origin)
+    return StoreAddress(partial(RedisStore, kwargs), key_prefix(app, prefix, prefix_origin), origin)
 
 
 def _sentinel_error(setting: str) -> ConfigurationError:

@@ -30,7 +30,7 @@ class StoreCheck(bootsteps.StartStopStep):
             locks.runs_in_children = _has_child_processes(worker)
             if not locks.store.is_shared_between_processes and locks.runs_in_children:
                 raise CeleryCommandException(
-                    f"{locks.address} excludes nobody in a pool of several processes: set "
+                    f"{locks} excludes nobody in a pool of several processes: set "
                     "singleton_store_url to a Redis, or choose --pool threads or solo",
                     exit_code=1,
                 )
@@ -39,7 +39,7 @@ class StoreCheck(bootsteps.StartStopStep):
             raise CeleryCommandException(f"celery-singleton-lock: {error}", exit_code=1) from error
         locks.stop_flag.set(False)
         locks.store.close()  # a forked child shall inherit no connection
-        logger.info("Singleton locks live in %s", locks.address)
+        logger.info("Singleton locks live in %s", locks)
         return self
 
     def start(self, worker: Any) -> None:

@@ -54,6 +54,8 @@ class AppLocks:
 
     def __init__(self, address: StoreAddress, stop_flag: StopFlag) -> None:
         self.address = address
+        #: Where the locks live.
+        self.store: LockStore = address.new_store()
         self.stop_flag = stop_flag
         self._renewer = LeaseRenewer()
         #: In the main process of a prefork worker: bodies run in children.
@@ -72,14 +74,12 @@ class AppLocks:
         name = f"_singleton_locks_of_{os.getpid()}"
         found = vars(app).get(name)
         if found is None:
+            # What the main process found is found in its children, whatever is away by then.
+            address = vars(app).get("_singleton_address") or find_store(app)
+            vars(app)["_singleton_address"] = address
             stop_flag = vars(app).setdefault("_singleton_stop_flag", StopFlag())
-            found = vars(app).setdefault(name, cls(find_store(app), stop_flag))
+            found = vars(app).setdefault(name, cls(address, stop_flag))
         return found  # type: ignore[no-any-return]
-
-    @property
-    def store(self) -> LockStore:
-        """Where the locks live."""
-        return self.address.store
 
     def enclosing_lease(self, key: str) -> Lease | None:
         """The lease on ``key`` that the execution around this call holds already."""
@@ -94,6 +94,9 @@ class AppLocks:
         """Renew an acquired lease, and let nested calls find it, until :meth:`let_go`."""
         _held_here.set((*_held_here.get(), (threading.get_ident(), lease)))
         self._renewer.keep(lease, on_lost)
+
+    def __str__(self) -> str:
+        return f"{self.store} (from {self.address.origin})"
 
     def check(self) -> None:
         """Return if the store keeps locks for us.
@@ -124,7 +127,7 @@ class AppLocks:
         """Log that the store is back, if it was away."""
         if self._is_store_away:
             self._is_store_away = False
-            logger.info("The lock store %s answers again", self.address)
+            logger.info("The lock store %s answers again", self.store)
 
     def renew_for_child(self, claim: Claim, has_ended: Callable[[], bool]) -> None:
         """Renew from the main process what a child holds, until its body has ended."""

@@ -1,4 +1,4 @@
-"""What a run does while the store does not answer: it is not run, and not lost (R7)."""
+"""What a run does while the store or the broker does not answer: it is not lost (R7)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from celery.exceptions import Reject
 from kombu.exceptions import OperationalError
 
 from .conflict import requeue_delay
-from .errors import Holder, StoreError
+from .errors import Holder, LockHeldError, SingletonError, StoreError
 from .locks import AppLocks
 from .publishing import Waiting, put_back
 from .results import PutBack
@@ -28,49 +28,67 @@ def ask_store(task: Any, locks: AppLocks, ask: Callable[[], Holder]) -> Holder:
 
     Raises:
         PutBack: The store did not answer; the run is in its queue again.
-        Reject: Nor does the broker, and the worker stops: the broker still has the message.
-        StoreError: As before, but the message was acknowledged early, or never existed.
+        Reject, StoreError: Nor does the broker, and the worker stops; see :func:`_lose`.
     """
-    request = task.request
-    waiting = Waiting.of(request)
+    waiting = Waiting.of(task.request)
     while True:
         try:
             holder = ask()
         except StoreError as error:
             locks.note_absence(error)
-            if request.is_eager:
+            if task.request.is_eager:
                 raise
             reason = error
         else:
             locks.note_presence()
             return holder
         delay = requeue_delay(waiting.requeues)
-        try:
-            put_back(task, delay, waiting)
-        except (OperationalError, OSError) as error:
-            logger.debug("Task %s[%s] cannot go back: %r", task.name, request.id, error)
-        else:
-            raise PutBack(str(reason))
+        _put_back_or_pause(task, locks, delay, waiting, reason)
         waiting = replace(waiting, requeues=waiting.requeues + 1)
-        _pause(task, locks, delay, reason)
 
 
-def _pause(task: Any, locks: AppLocks, seconds: float, reason: StoreError) -> None:
-    """Neither store nor broker answers: wait in the slot, as long as the worker lives."""
-    give_up_at = time.monotonic() + seconds
+def send_back(
+    task: Any, locks: AppLocks, countdown: float, waiting: Waiting, reason: LockHeldError
+) -> NoReturn:
+    """Put the current run back into its queue, if need be as soon as the broker is back.
+
+    Raises:
+        PutBack: It is there.
+        Reject, LockHeldError: The broker does not answer, and the worker stops; see :func:`_lose`.
+    """
+    while True:
+        _put_back_or_pause(task, locks, countdown, waiting, reason)
+
+
+def _put_back_or_pause(
+    task: Any, locks: AppLocks, delay: float, waiting: Waiting, reason: SingletonError
+) -> None:
+    try:
+        put_back(task, delay, waiting)
+    except (OperationalError, OSError) as error:
+        logger.debug("Task %s[%s] cannot go back: %r", task.name, task.request.id, error)
+    else:
+        raise PutBack(str(reason))
+    give_up_at = time.monotonic() + delay
     while time.monotonic() < give_up_at:
         if locks.is_stopping():
             _lose(task, reason)
         time.sleep(LOOK_EVERY)
 
 
-def _lose(task: Any, reason: StoreError) -> NoReturn:
+def _lose(task: Any, reason: SingletonError) -> NoReturn:
+    """The worker stops while a run waits in its slot.
+
+    Raises:
+        Reject: With late acknowledgement the broker still has the message.
+        SingletonError: It was acknowledged early: the run is lost, and logged whole.
+    """
     request = task.request
     if task.acks_late:
         raise Reject(str(reason), requeue=True)
     logger.error(
-        "Task %s[%s] is lost: it was acknowledged early, neither the lock store nor the broker "
-        "answers, and the worker stops. args=%r kwargs=%r",
+        "Task %s[%s] is lost: it was acknowledged early, the broker does not take it back, and "
+        "the worker stops. args=%r kwargs=%r",
         task.name,
         request.id,
         request.args,

@@ -16,11 +16,10 @@ from .errors import Holder, LockHeldError, StoreError
 from .lease import Lease, NestedLease, NullLease
 from .locks import AppLocks
 from .options import LockOptions
-from .outage import ask_store
-from .publishing import OWNER_TOKEN, Waiting, forget_waiting, put_back
+from .outage import ask_store, send_back
+from .publishing import OWNER_TOKEN, Waiting, forget_waiting
 from .results import (
     DuplicateTaskError,
-    PutBack,
     Skipped,
     has_succeeded,
     is_finished,
@@ -69,7 +68,7 @@ def begin(task: Any, options: LockOptions, args: Any, kwargs: Any) -> None:
         leaving = holder
         holder = ask_store(task, locks, lambda: _wait_for_release(lease, leaving))
     if lease.is_over:
-        _refuse(task, options, key, holder)
+        _refuse(task, locks, options, key, holder)
     forget_waiting(request)
     event = LockEvent(task.name, request.id, key, lease.fencing_token)
     locks.hold(lease, lambda _: _report_loss(task, event))
@@ -123,7 +122,7 @@ def _wait_for_release(lease: Lease, holder: Holder) -> Holder:
     return holder
 
 
-def _refuse(task: Any, options: LockOptions, key: str, holder: Holder) -> NoReturn:
+def _refuse(task: Any, locks: AppLocks, options: LockOptions, key: str, holder: Holder) -> NoReturn:
     request = task.request
     waiting = Waiting.of(request)
     conflict = Conflict(
@@ -147,8 +146,8 @@ def _refuse(task: Any, options: LockOptions, key: str, holder: Holder) -> NoRetu
     )
     if isinstance(outcome, Requeue):
         since = time.time() if waiting.since is None else waiting.since
-        put_back(task, outcome.countdown, replace(waiting, since=since))
-        raise PutBack(message)
+        waiting = replace(waiting, since=since)
+        send_back(task, locks, outcome.countdown, waiting, LockHeldError(message, holder))
     if isinstance(outcome, Fail):
         raise LockHeldError(f"{message} ({outcome.reason})", holder)
     error = DuplicateTaskError(message, holder)

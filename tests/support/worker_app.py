@@ -94,6 +94,14 @@ def die_once(self, label):
         return label
 
 
+@by_label(on_conflict="skip")
+def hold_at_other_gate(self, label, gate):
+    """As ``hold``, with a gate that is not its label's."""
+    with _recorded(self, label):
+        _wait_at_gate(gate)
+    return label
+
+
 @by_label(on_conflict="fail")
 def run_or_fail(self, label):
     with _recorded(self, label):

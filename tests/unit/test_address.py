@@ -30,7 +30,8 @@ def test_the_setting_comes_first():
         an_app(singleton_store_url="redis://locks:1234/5", result_backend="redis://results/1")
     )
 
-    assert str(address) == "redis://locks:1234/5 (from singleton_store_url)"
+    assert str(address.new_store()) == "redis://locks:1234/5"
+    assert address.origin == "singleton_store_url"
     assert address.key_prefix == "singleton:"
 
 
@@ -43,9 +44,11 @@ def test_else_the_result_backend_with_all_its_options():
             result_backend_transport_options={"global_keyprefix": "shop"},
         )
     )
-    kwargs = connection_kwargs(address.store)
+    store = address.new_store()
+    kwargs = connection_kwargs(store)
 
-    assert str(address) == "redis://results:1234/5 (from result_backend)"
+    assert str(store) == "redis://results:1234/5"
+    assert address.origin == "result_backend"
     assert (kwargs["username"], kwargs["password"]) == ("user", SECRET)
     assert kwargs["socket_keepalive"] is True
     assert kwargs["health_check_interval"] == 17
@@ -60,27 +63,28 @@ def test_tls_of_the_result_backend_is_taken_over():
         )
     )
 
-    assert str(address.store) == "rediss://results:1234/0"
-    assert issubclass(address.store._client.connection_pool.connection_class, redis.SSLConnection)
-    assert connection_kwargs(address.store)["ssl_ca_certs"] == "/ca.pem"
+    store = address.new_store()
+    assert str(store) == "rediss://results:1234/0"
+    assert issubclass(store._client.connection_pool.connection_class, redis.SSLConnection)
+    assert connection_kwargs(store)["ssl_ca_certs"] == "/ca.pem"
 
 
 def test_a_unix_socket_of_the_result_backend_is_taken_over():
     address = find_store(an_app(result_backend="redis+socket:///run/redis.sock?virtual_host=3"))
 
-    assert str(address.store) == "unix:///run/redis.sock?db=3"
+    assert str(address.new_store()) == "unix:///run/redis.sock?db=3"
 
 
 def test_commands_are_bounded_by_seconds_whatever_celery_waits_for_its_results():
     kwargs = connection_kwargs(
-        find_store(an_app(result_backend="redis://results", redis_socket_timeout=120)).store
+        find_store(an_app(result_backend="redis://results", redis_socket_timeout=120)).new_store()
     )
 
     assert kwargs["socket_timeout"] == kwargs["socket_connect_timeout"] == COMMAND_TIMEOUT
 
 
 def test_a_command_is_sent_once():
-    store = find_store(an_app(singleton_store_url="redis://locks")).store
+    store = find_store(an_app(singleton_store_url="redis://locks")).new_store()
     connection = store._client.connection_pool.make_connection()
 
     assert connection.retry._retries == 0
@@ -152,7 +156,7 @@ def test_sentinel_is_refused_by_name():
 
 
 def test_eager_mode_without_a_redis_locks_in_memory():
-    assert isinstance(find_store(an_app(task_always_eager=True)).store, MemoryStore)
+    assert isinstance(find_store(an_app(task_always_eager=True)).new_store(), MemoryStore)
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from celery_singleton_lock import DuplicateTaskError
 from timeline import overlaps
 from waiting import wait_until
-from worker_app import end
+from worker_app import LOCK_KEYS, end, hold, hold_at_other_gate, open_gate
 
 #: Far below the ttl of the task's lock, far above the time that a busy machine takes.
 AT_ONCE = 5.0
@@ -79,3 +80,27 @@ def test_an_eager_run_that_raises_to_its_caller_frees_its_lock(history, label, l
     (run,) = history.runs(label)
     assert run.fencing_token > 0
     lock_is_gone()
+
+
+def test_a_run_that_lost_its_lock_leaves_the_next_holder_alone(
+    worker, lock_server, history, label, new_label
+):
+    # Given a run whose lock the store has lost, and another one that has taken it since
+    gate = new_label()
+    first = hold_at_other_gate.apply_async((label, gate), queue=worker.worker_queue)
+    history.wait_for_starts(label)
+    with lock_server.client() as client:
+        client.delete(*client.scan_iter(LOCK_KEYS))
+    second = hold.apply_async((label,), queue=worker.worker_queue)
+    history.wait_for_starts(label, count=2)
+
+    # When the first one ends
+    open_gate(gate)
+    assert first.get(timeout=10) == label
+    wait_until(lambda: f"[{first.id}] lost its lease" in worker.logs(), "the loss is logged")
+
+    # Then the lock is still the second one's
+    third = hold.apply_async((label,), queue=worker.worker_queue)
+    with pytest.raises(DuplicateTaskError) as caught:
+        third.get(timeout=10)
+    assert caught.value.holder.task_id == second.id
