@@ -140,7 +140,8 @@ class Fleet:
         with log.open("wb") as output:
             process = subprocess.Popen(
                 [sys.executable, "-m", "celery", "--quiet", "-A", self._app.main, *command],
-                env={**os.environ, "PYTHONPATH": _python_path()},
+                # TMPDIR: a worker that is killed leaves a folder there, which goes with ours.
+                env={**os.environ, "PYTHONPATH": _python_path(), "TMPDIR": str(self._folder)},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

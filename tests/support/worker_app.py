@@ -63,9 +63,17 @@ def _ignore_the_end(label: str) -> None:
             continue
 
 
-@by_label(lock_ttl=0.6)
+@by_label
 def ignore_the_end(self, label):
     """As ``hold``, and swallows what would end it."""
+    with _recorded(self, label):
+        _ignore_the_end(label)
+    return label
+
+
+@by_label(lock_ttl=0.6)
+def ignore_the_end_beyond_ttl(self, label):
+    """As ``ignore_the_end``, with a ttl that is much shorter than the test."""
     with _recorded(self, label):
         _ignore_the_end(label)
     return label
@@ -82,6 +90,35 @@ def stop_the_gil(self, label):
             re.match(r"(a+)+$", "a" * letters + "b")
             letters += 1
         return time.monotonic() - began
+
+
+class SlowToLeave(SingletonTask):
+    """Stores its result, and has the lock for a while after that."""
+
+    def after_return(self, *args):
+        time.sleep(0.3)
+        super().after_return(*args)
+
+
+@by_label(base=SlowToLeave)
+def leave_slowly(self, label):
+    with _recorded(self, label):
+        return label
+
+
+@by_label(lock_at_least_for=3, on_conflict="skip")
+def run_rarely(self, label, is_to_retry=False):
+    with _recorded(self, label):
+        if is_to_retry and self.request.retries == 0:
+            raise self.retry(countdown=0)
+        return label
+
+
+@by_label(lock_on_retry="hold", max_retries=1, default_retry_delay=1)
+def retry_in_place(self, label):
+    """Fails for good after one retry."""
+    with _recorded(self, label):
+        raise self.retry()
 
 
 @by_label(acks_late=True, reject_on_worker_lost=True)

@@ -11,7 +11,15 @@ from celery.exceptions import TimeLimitExceeded, WorkerLostError
 
 from timeline import overlaps
 from waiting import wait_until
-from worker_app import die_once, hold, hold_beyond_ttl, ignore_the_end, open_gate, stop_the_gil
+from worker_app import (
+    die_once,
+    hold,
+    hold_beyond_ttl,
+    ignore_the_end,
+    ignore_the_end_beyond_ttl,
+    open_gate,
+    stop_the_gil,
+)
 
 #: Celery notices a dead child within 5 s; the ttl of these locks is 30 s.
 NOTICED = 8.0
@@ -89,9 +97,9 @@ def test_a_body_that_survives_its_revocation_keeps_its_lock(
     own_worker, history, label, held_locks, lock_is_gone
 ):
     # Given a body with a ttl of 0.6 s that swallows the SystemExit of SIGTERM
-    ignore_the_end.apply_async((label,), queue=own_worker.worker_queue)
+    ignore_the_end_beyond_ttl.apply_async((label,), queue=own_worker.worker_queue)
     (run,) = history.wait_for_starts(label)
-    control = ignore_the_end.app.control
+    control = ignore_the_end_beyond_ttl.app.control
     control.revoke(run.task_id, terminate=True, signal="SIGTERM")
     wait_until(
         lambda: (

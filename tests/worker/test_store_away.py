@@ -39,6 +39,13 @@ def send(app, broker):
     return send
 
 
+def wait_for_acknowledgement(worker, broker):
+    """Until the run is in its slot, and nowhere else."""
+    worker.wait_for_log("received")
+    with broker.client() as client:
+        wait_until(lambda: not client.exists("unacked"), "the message is acknowledged")
+
+
 @pytest.mark.parametrize("task", [run, run_late])
 def test_a_run_waits_in_its_queue_until_the_store_is_back(
     start_worker, own_store, history, label, task
@@ -83,7 +90,7 @@ def test_with_the_broker_away_too_a_run_waits_in_its_slot(
     own_store.process.send_signal(signal.SIGSTOP)
     try:
         send(run, label, worker)
-        worker.wait_for_log("received")
+        wait_for_acknowledgement(worker, broker)
         broker.kill()
         worker.wait_for_log(AWAY)
         assert history.runs(label) == []
@@ -101,7 +108,7 @@ def test_a_worker_that_waits_for_both_shuts_down_and_logs_what_early_acknowledge
     )
     own_store.process.send_signal(signal.SIGSTOP)
     send(run, label, worker)
-    worker.wait_for_log("received")
+    wait_for_acknowledgement(worker, broker)
     broker.kill()
     worker.wait_for_log(AWAY)
 
