@@ -11,7 +11,8 @@ import os
 import re
 import signal
 import time
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache, partial
 from typing import Any
 
@@ -199,9 +200,19 @@ def _raise(self: Any, label: str) -> None:
     raise KeyError(label)
 
 
+@contextmanager
+def _lingering() -> Iterator[None]:
+    """Keeps a body that has sent itself again, so that the new message meets the old lock."""
+    try:
+        yield
+    finally:
+        time.sleep(0.2)
+
+
 def _retry(self: Any, label: str) -> str:
     if self.request.retries == 0:
-        raise self.retry(countdown=0)
+        with _lingering():
+            raise self.retry(countdown=0)
     return label
 
 
@@ -214,7 +225,8 @@ def _reject(self: Any, label: str) -> None:
 
 
 def _replace(self: Any, label: str) -> None:
-    raise self.replace(end.si(label, "return"))
+    with _lingering():
+        raise self.replace(end.si(label, "return"))
 
 
 def _exit(self: Any, label: str) -> None:

@@ -41,6 +41,17 @@ def test_the_steps_of_a_chain_that_share_a_lock_all_run(worker, history, label):
     assert overlaps(history.runs(label)) == 0
 
 
+def test_so_do_the_steps_of_a_chain_whose_results_are_not_stored(worker, history, label):
+    steps = [
+        leave_slowly.si(label).set(queue=worker.worker_queue, ignore_result=True) for _ in range(3)
+    ]
+
+    chain(*steps).apply_async()
+
+    history.wait_for_ends(label, count=3)
+    assert overlaps(history.runs(label)) == 0
+
+
 def test_a_redelivered_copy_of_a_run_that_succeeded_does_not_run(app, history, label):
     task_id = str(uuid4())
     run.backend.store_result(task_id, "first", "SUCCESS")
