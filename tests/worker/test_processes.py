@@ -17,7 +17,9 @@ from servers import redis_or_skip
 from wiretap import wiretap
 from worker_app import hold, open_gate, run
 
+#: In URLs that lead nowhere, or to a server that wants another one.
 PASSWORD = "s3cr3t-pw"
+RIGHT_PASSWORD = "r1ght-pw"
 #: Where no server can be: the port is reserved.
 NOWHERE = "127.0.0.1:1"
 
@@ -147,8 +149,9 @@ def test_a_store_in_memory_will_do_for_a_pool_of_threads(start_worker, label):
 
 @pytest.fixture(scope="module")
 def locked_server():
-    """A Redis that wants a password, which is not ``PASSWORD``."""
-    with redis_or_skip("--requirepass", "another") as server:
+    """A Redis that wants ``RIGHT_PASSWORD``."""
+    with redis_or_skip() as server:
+        server.client().config_set("requirepass", RIGHT_PASSWORD)
         yield server
 
 
@@ -194,11 +197,10 @@ def test_a_worker_that_cannot_reach_the_redis_it_would_lock_in_names_the_setting
 
 
 def test_a_worker_that_starts_tells_no_password(start_worker, locked_server, label):
-    locked_server.client(password="another").config_set("requirepass", PASSWORD)
-    url = f"redis://:{PASSWORD}@127.0.0.1:{locked_server.port}/0"
+    url = f"redis://:{RIGHT_PASSWORD}@127.0.0.1:{locked_server.port}/0"
 
     worker = start_worker(pool="solo", singleton_store_url=url)
 
     assert run.apply_async((label,), queue=worker.worker_queue).get(timeout=10) == label
     assert f"redis://127.0.0.1:{locked_server.port}/0" in worker.logs()
-    assert PASSWORD not in worker.logs()
+    assert RIGHT_PASSWORD not in worker.logs()
