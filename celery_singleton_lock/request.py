@@ -123,6 +123,9 @@ def body_has_ended(request: SingletonRequest, pid: int) -> Callable[[], bool]:
 def is_gone(pid: int) -> bool:
     """Whether a child process of this one has ended. Leaves it to be reaped by the pool."""
     try:
-        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-    except ChildProcessError:  # reaped already
+        if hasattr(os, "waitid"):
+            return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+        os.kill(pid, 0)  # macOS before Python 3.13: known as soon as the pool has reaped it
+        return False
+    except (ChildProcessError, ProcessLookupError):  # reaped already
         return True

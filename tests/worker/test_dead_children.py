@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 
 import psutil
 import pytest
 from celery.exceptions import TimeLimitExceeded, WorkerLostError
 
+from celery_singleton_lock.request import is_gone
 from timeline import overlaps
 from waiting import wait_until
 from worker_app import (
@@ -42,6 +45,19 @@ def lock_is_gone(held_locks):
         wait_until(lambda: not held_locks(), "the lock is gone", timeout=within)
 
     return lock_is_gone
+
+
+@pytest.mark.parametrize("platform", ["Linux", "macOS before Python 3.13"])
+def test_a_child_is_gone_when_it_has_ended_and_not_before(monkeypatch, platform):
+    if platform != "Linux":
+        monkeypatch.delattr(os, "waitid")
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        assert not is_gone(child.pid)
+        child.kill()
+        if platform == "Linux":
+            wait_until(lambda: is_gone(child.pid), "the child is gone")
+            assert child.poll() == -signal.SIGKILL, "it was left to be reaped"
+    assert is_gone(child.pid)
 
 
 def test_the_lock_of_a_killed_child_is_free_as_soon_as_celery_notices(
