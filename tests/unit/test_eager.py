@@ -1,0 +1,172 @@
+"""Eager runs lock like a worker's, in this process's memory where no Redis is configured."""
+
+from __future__ import annotations
+
+import pytest
+from celery import Celery
+
+from celery_singleton_lock import (
+    DuplicateTaskError,
+    LockHeldError,
+    SingletonTask,
+    StoreError,
+    lease_lost,
+    lock_acquired,
+    lock_refused,
+    lock_released,
+)
+from celery_singleton_lock.locks import AppLocks
+from celery_singleton_lock.stores.base import Claimant
+
+THEM = Claimant("theirs", "celery@there", 7)
+
+
+@pytest.fixture
+def app():
+    app = Celery("eager", set_as_current=False, broker="memory://")
+    app.conf.task_always_eager = True
+    return app
+
+
+@pytest.fixture
+def locks(app):
+    return AppLocks.of(app)
+
+
+@pytest.fixture
+def events():
+    """What the signals told, in order: name and event."""
+    told = []
+    signals = (lock_acquired, lock_refused, lock_released, lease_lost)
+    receivers = [
+        lambda sender, event, name=signal.name, **_: told.append((name, event))
+        for signal in signals
+    ]
+    for signal, receiver in zip(signals, receivers, strict=True):
+        signal.connect(receiver)
+    yield told
+    for signal, receiver in zip(signals, receivers, strict=True):
+        signal.disconnect(receiver)
+
+
+def a_task(app, body, **options):
+    options = {"base": SingletonTask, "name": "shop.buy", "shared": False, **options}
+    return app.task(bind=True, **options)(body)
+
+
+def held_by_another(task, locks, *args):
+    """Somebody else takes the lock of this call."""
+    key = task._lock_options.key("singleton:", args, {})
+    assert locks.store.acquire(key, "theirs", 60.0, THEM).is_acquired
+    return key
+
+
+def test_a_run_has_a_lease_and_gives_it_back(app, locks, events):
+    def body(self, sku):
+        holder = locks.store.holder(self.lease.key)
+        return holder.task_id == self.request.id and holder.fencing_token > 0
+
+    task = a_task(app, body)
+
+    assert task.delay("anvil").get()
+    assert locks.store.holder(task._lock_options.key("singleton:", ("anvil",), {})) is None
+    assert [name for name, _ in events] == ["lock_acquired", "lock_released"]
+    assert events[0][1] == events[1][1]
+    assert events[0][1].task_name == "shop.buy"
+
+
+def test_a_nested_call_of_the_same_lock_does_not_meet_itself(app, locks):
+    def body(self, sku, depth):
+        inner = self.apply((sku, depth - 1)).result if depth else []
+        assert locks.store.holder(key), "the nested call must not have given it back"
+        return [self.lease.fencing_token, *inner]
+
+    task = a_task(app, body, lock_args="sku", on_conflict="fail")
+    key = task._lock_options.key("singleton:", ("anvil", 2), {})
+
+    tokens = task.delay("anvil", 2).get()
+
+    assert len(tokens) == 3
+    assert len(set(tokens)) == 1
+
+
+def test_after_an_early_release_a_nested_call_takes_the_lock_anew(app):
+    def body(self, sku, depth):
+        token = self.lease.fencing_token
+        if depth == 0:
+            return [token]
+        self.lease.release()
+        return [token, *self.apply((sku, 0)).result]
+
+    task = a_task(app, body, lock_args="sku", on_conflict="fail")
+
+    first, second = task.delay("anvil", 1).get()
+
+    assert second > first
+
+
+def test_a_skipped_run_raises_to_its_caller(app, locks, events):
+    def body(self, sku):
+        raise AssertionError("must not run")
+
+    task = a_task(app, body)
+    key = held_by_another(task, locks, "anvil")
+
+    with pytest.raises(DuplicateTaskError) as caught:
+        task.delay("anvil").get()
+
+    assert caught.value.holder.task_id == "theirs"
+    assert locks.store.holder(key).task_id == "theirs"
+    ((name, event),) = events
+    assert (name, event.outcome, event.holder.task_id) == ("lock_refused", "skip", "theirs")
+
+
+def test_an_eager_run_that_cannot_go_back_to_a_queue_fails(app, locks):
+    def body(self, sku):
+        raise AssertionError("must not run")
+
+    task = a_task(app, body, on_conflict="requeue")
+    held_by_another(task, locks, "anvil")
+
+    with pytest.raises(LockHeldError, match="no queue to go back to"):
+        task.delay("anvil").get()
+
+
+def test_an_eager_run_whose_store_is_away_fails(app, locks, store):
+    def body(self, sku):
+        raise AssertionError("must not run")
+
+    locks.store = store
+    store.is_away = True
+
+    with pytest.raises(StoreError):
+        a_task(app, body).delay("anvil").get()
+
+
+def test_a_retry_that_runs_inline_gets_the_lock_again(app):
+    def body(self, sku):
+        if self.request.retries < 2:
+            raise self.retry(countdown=0)
+        return self.request.retries
+
+    assert a_task(app, body).delay("anvil").get() == 2
+
+
+def test_a_direct_call_takes_no_lock(app, locks):
+    def body(self, sku):
+        self.lease.check()
+        return self.lease.fencing_token
+
+    task = a_task(app, body)
+    held_by_another(task, locks, "anvil")
+
+    assert task("anvil") == 0
+
+
+def test_a_lease_that_was_lost_is_told_once_at_the_end(app, locks, events):
+    def body(self, sku):
+        locks.store.release(self.lease.key, self.lease.claim.owner_token)  # an operator, say
+
+    a_task(app, body).delay("anvil").get()
+
+    assert [name for name, _ in events] == ["lock_acquired", "lease_lost"]
