@@ -7,9 +7,9 @@ no broker and no task. Whoever asked acts on the outcome.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Union
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Union
 
 from .errors import ConfigurationError, Holder
 
@@ -34,6 +34,9 @@ class Conflict:
         requeues: How often it has been put back already.
         waited: Seconds since its first conflict; 0.0 at the first.
         wait_timeout: The task's ``wait_timeout``; ``None`` for no limit.
+        args: The call's positional arguments; left out of the representation, as ``kwargs`` is:
+            arguments may be secrets.
+        kwargs: The call's keyword arguments.
     """
 
     task_name: str
@@ -46,6 +49,8 @@ class Conflict:
     requeues: int = 0
     waited: float = 0.0
     wait_timeout: float | None = None
+    args: Sequence[Any] = field(default=(), repr=False)
+    kwargs: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def is_with_itself(self) -> bool:

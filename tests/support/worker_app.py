@@ -17,7 +17,7 @@ from functools import lru_cache, partial
 from typing import Any
 
 import redis
-from celery import Celery, current_task
+from celery import Celery
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 
 from celery_singleton_lock import Conflict, SingletonTask
@@ -161,7 +161,7 @@ def run_soon(self, label):
 
 def fail_if_urgent(conflict: Conflict) -> str:
     """A conflict policy that goes by an argument of the call."""
-    _, is_urgent = current_task.request.args
+    _, is_urgent = conflict.args
     return "fail" if is_urgent else "skip"
 
 
