@@ -101,30 +101,12 @@ def call_key(
         TypeError: The arguments do not fit the signature, so the body could not run either.
         KeyDerivationError: An argument has no canonical form.
     """
-    bound = signature.bind(*args, **kwargs)
-    given = set(bound.arguments)
-    bound.apply_defaults()
-    values: Any
-    if lock_args is None:
-        values = {
-            name: _canonical_argument(task_name, name, value, is_default=name not in given)
-            for name, value in bound.arguments.items()
-        }
-    elif callable(lock_args):
-        chosen = _chosen(task_name, lock_args, bound)
-        values = [_canonical_argument(task_name, "lock_args(...)", value) for value in chosen]
-    else:
-        values = [
-            _canonical_argument(
-                task_name, name, _argument(task_name, bound, name), is_default=name not in given
-            )
-            for name in lock_args
-        ]
+    call = _Call(task_name, signature, args, kwargs)
     try:
-        return lock_key(prefix, lock_name, values)
+        return lock_key(prefix, lock_name, call.counted_values(lock_args))
     except ValueError:  # Python refuses to spell an integer of more than 4,300 digits
         raise KeyDerivationError(
-            task_name, ", ".join(bound.arguments), "holds an integer that JSON cannot spell"
+            task_name, ", ".join(signature.parameters), "holds an integer that JSON cannot spell"
         ) from None
 
 
@@ -143,43 +125,63 @@ def canonical(value: Any) -> Any:
     return _canonical_object(value)
 
 
-def _canonical_argument(task_name: str, argument: str, value: Any, is_default: bool = False) -> Any:
-    try:
-        return canonical(value)
-    except _NoCanonicalFormError as error:
-        if is_default:  # a sentinel, say: it is never sent, and there is one of it
-            return _typed("default", None)
-        reason = str(error)
-    except RecursionError:
-        reason = "contains itself, or is nested too deeply"
-    raise KeyDerivationError(task_name, argument, reason)
+class _Call:
+    """Strictly private: the arguments of one call, by the names of their parameters."""
 
+    def __init__(
+        self,
+        task_name: str,
+        signature: inspect.Signature,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+    ) -> None:
+        self._task_name = task_name
+        self._bound = signature.bind(*args, **kwargs)
+        self._given = set(self._bound.arguments)
+        self._bound.apply_defaults()
 
-def _chosen(
-    task_name: str, lock_args: Callable[..., Any], bound: inspect.BoundArguments
-) -> tuple[Any, ...]:
-    try:
-        chosen = lock_args(*bound.args, **bound.kwargs)
-    except Exception as error:
-        # Without the error itself: its message may quote an argument.
-        place = traceback.extract_tb(error.__traceback__)[-1]
+    def counted_values(self, lock_args: LockArgs) -> CountedValues:
+        """The canonical forms of the values that count."""
+        if lock_args is None:
+            return {name: self._form(name, value) for name, value in self._bound.arguments.items()}
+        if callable(lock_args):
+            return [self._form("lock_args(...)", value) for value in self._chosen(lock_args)]
+        return [self._form(name, self._argument(name)) for name in lock_args]
+
+    def _form(self, argument: str, value: Any) -> Any:
+        try:
+            return canonical(value)
+        except _NoCanonicalFormError as error:
+            if argument in self._bound.arguments and argument not in self._given:
+                return _typed("default", None)  # a sentinel, say: never sent, and one of its kind
+            reason = str(error)
+        except RecursionError:
+            reason = "contains itself, or is nested too deeply"
+        raise KeyDerivationError(self._task_name, argument, reason)
+
+    def _argument(self, name: str) -> Any:
+        arguments = self._bound.arguments
+        if name in arguments:
+            return arguments[name]
+        for parameter in self._bound.signature.parameters.values():
+            if parameter.kind is parameter.VAR_KEYWORD and name in arguments[parameter.name]:
+                return arguments[parameter.name][name]
         raise KeyDerivationError(
-            task_name,
-            "lock_args(...)",
-            f"raised {_type_name(error)} at {place.filename}:{place.lineno}",
-        ) from None
-    return chosen if isinstance(chosen, tuple) else (chosen,)
+            self._task_name, name, "is named by lock_args, but the call does not give it"
+        )
 
-
-def _argument(task_name: str, bound: inspect.BoundArguments, name: str) -> Any:
-    if name in bound.signature.parameters:
-        return bound.arguments[name]
-    for parameter in bound.signature.parameters.values():
-        if parameter.kind is parameter.VAR_KEYWORD and name in bound.arguments[parameter.name]:
-            return bound.arguments[parameter.name][name]
-    raise KeyDerivationError(
-        task_name, name, "is named by lock_args, but the call does not give it"
-    )
+    def _chosen(self, lock_args: Callable[..., Any]) -> tuple[Any, ...]:
+        try:
+            chosen = lock_args(*self._bound.args, **self._bound.kwargs)
+        except Exception as error:
+            # Without the error itself: its message may quote an argument.
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            raise KeyDerivationError(
+                self._task_name,
+                "lock_args(...)",
+                f"raised {_type_name(error)} at {place.filename}:{place.lineno}",
+            ) from None
+        return chosen if isinstance(chosen, tuple) else (chosen,)
 
 
 def _canonical_mapping(mapping: Mapping[Any, Any]) -> Any:

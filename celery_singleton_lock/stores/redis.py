@@ -1,4 +1,4 @@
-"""Locks in Redis (6.2 or newer) or Valkey.
+"""Locks in Redis, 6.2 or newer.
 
 Every key that is ever written, where ``{23}`` is one of a constant number of buckets, the
 cluster hash tag that keeps the keys of one script in one slot:
@@ -61,7 +61,7 @@ T = TypeVar("T")
 
 
 class RedisStore(LockStore):
-    """A store for a fleet: one Redis server, or a Valkey server.
+    """A store for a fleet: one Redis server.
 
     A command is sent once and waits :data:`COMMAND_TIMEOUT` seconds at most. redis-py's own
     retries are off: only the caller knows whether asking again is safe and still in time.

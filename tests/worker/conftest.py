@@ -8,10 +8,9 @@ are new in each test, so a body that is left over from a failed test disturbs no
 from __future__ import annotations
 
 import gc
-import os
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
-from typing import Any, NoReturn
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -31,7 +30,7 @@ import worker_app
 from history import History
 from local_nodes import LocalRedis, LocalWorker
 from redis_server import RedisServer, given_url
-from servers import redis_or_skip
+from servers import missing, redis_or_skip
 from waiting import wait_until
 
 #: Pool → the library that it needs.
@@ -59,13 +58,6 @@ class GivenRedis:
     def client(self, database: int = 0) -> redis.Redis:
         """A client that decodes to str."""
         return redis.Redis.from_url(self._url, decode_responses=True)
-
-
-def missing(reason: str) -> NoReturn:
-    """Skip on a laptop; in CI, what is missing is a failure."""
-    if os.environ.get("CI"):
-        pytest.fail(reason, pytrace=False)
-    pytest.skip(reason)
 
 
 @pytest.hookimpl(wrapper=True)
