@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
@@ -17,6 +19,14 @@ from .errors import LockHeldError
 from .lease import Lease, NestedLease, NullLease
 from .options import ATTRIBUTES, GIVEN, LockOptions, lock_options
 from .retrying import passing_on
+
+#: Hook → what happens where an override does not call the next one. Not ``after_return``: under
+#: it is the net of ``task_postrun``.
+_CONSEQUENCES = {
+    "before_start": "its runs take no lock",
+    "on_bound": "its options are not read and its runs take no lock",
+    "retry": 'lock_on_retry="hold" does nothing',
+}
 
 
 class SingletonTask(Task):
@@ -63,6 +73,16 @@ class SingletonTask(Task):
 
     #: Strictly private: the options as checked; ``None`` for Celery's own tasks.
     _lock_options: ClassVar[LockOptions | None] = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for hook, consequence in _CONSEQUENCES.items():
+            if not _calls_the_next_one(vars(cls).get(hook), hook):
+                warnings.warn(
+                    f"{cls.__qualname__}.{hook}() does not call the next one, so {consequence}; "
+                    f"write super().{hook}(...) in it",
+                    stacklevel=2,
+                )
 
     @classmethod
     def on_bound(cls, app: Any) -> None:
@@ -135,6 +155,14 @@ def _release_after_any_ending(task: Any, **_: Any) -> None:
     """
     if isinstance(task, SingletonTask):
         runs.end(task)
+
+
+def _calls_the_next_one(override: Any, hook: str) -> bool:
+    code = getattr(inspect.unwrap(getattr(override, "__func__", override)), "__code__", None)
+    if override is None or code is None:
+        return True  # inherited, or not to be told
+    names = {*code.co_names, *code.co_freevars}
+    return bool(names & {"super", "__class__", hook})
 
 
 def _unbound(value: Any) -> Any:

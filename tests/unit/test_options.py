@@ -243,6 +243,37 @@ def test_a_users_task_may_be_named_as_celerys_own_are():
     assert bound(app, name="celery.add")._lock_options is not None
 
 
+# Overridden hooks ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("hook", ["before_start", "on_bound", "retry"])
+def test_a_hook_that_forgets_super_is_found_out_when_its_class_is_made(hook):
+    def forgetful(self, *args, **kwargs):
+        """Does something else."""
+
+    with pytest.warns(UserWarning, match=rf"Forgetful\.{hook}\(\) .* write super\(\)\.{hook}"):
+        type("Forgetful", (SingletonTask,), {hook: forgetful})
+
+
+def test_a_hook_that_is_given_as_a_task_option_is_found_out_too(app):
+    with pytest.warns(UserWarning, match="its runs take no lock"):
+        bound(app, before_start=lambda self, task_id, args, kwargs: None)
+
+
+def test_hooks_that_call_the_next_one_are_fine():
+    class Fine(SingletonTask):
+        def before_start(self, *args):
+            super().before_start(*args)
+
+        def after_return(self, *args):
+            """Need not: under it is a net."""
+
+        def retry(self, *args, **kwargs):
+            return SingletonTask.retry(self, *args, **kwargs)
+
+    assert Fine is not None
+
+
 # Wrong values and misspelt names --------------------------------------------------------------
 
 
