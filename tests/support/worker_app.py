@@ -48,7 +48,7 @@ def hold(self, label):
     return label
 
 
-@by_label(lock_ttl=0.6)
+@by_label(lock_ttl=1.0)
 def hold_beyond_ttl(self, label):
     """As ``hold``, with a ttl that is much shorter than the test."""
     with _recorded(self, label):
@@ -72,7 +72,7 @@ def ignore_the_end(self, label):
     return label
 
 
-@by_label(lock_ttl=0.6)
+@by_label(lock_ttl=1.0)
 def ignore_the_end_beyond_ttl(self, label):
     """As ``ignore_the_end``, with a ttl that is much shorter than the test."""
     with _recorded(self, label):
@@ -80,7 +80,7 @@ def ignore_the_end_beyond_ttl(self, label):
     return label
 
 
-@by_label(lock_ttl=0.3)
+@by_label(lock_ttl=0.4)
 def stop_the_gil(self, label):
     """Spends multiples of its ttl in one C call that holds the GIL; returns how long."""
     with _recorded(self, label):

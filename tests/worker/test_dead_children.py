@@ -112,7 +112,7 @@ def test_a_body_that_ignores_its_hard_time_limit_has_the_lock_until_its_process_
 def test_a_body_that_survives_its_revocation_keeps_its_lock(
     own_worker, history, label, held_locks, lock_is_gone
 ):
-    # Given a body with a ttl of 0.6 s that swallows the SystemExit of SIGTERM
+    # Given a body with a ttl of 1 s that swallows the SystemExit of SIGTERM
     ignore_the_end_beyond_ttl.apply_async((label,), queue=own_worker.worker_queue)
     (run,) = history.wait_for_starts(label)
     control = ignore_the_end_beyond_ttl.app.control
@@ -136,7 +136,7 @@ def test_a_body_that_survives_its_revocation_keeps_its_lock(
 def test_a_c_call_that_holds_the_gil_for_longer_than_the_ttl_keeps_the_lock(
     own_worker, history, label, lock_is_gone
 ):
-    # When the body holds the GIL for some multiples of its ttl of 0.3 s, and a duplicate comes
+    # When the body holds the GIL for some multiples of its ttl of 0.4 s, and a duplicate comes
     first = stop_the_gil.apply_async((label,), queue=own_worker.worker_queue)
     history.wait_for_starts(label)
     others = []
@@ -162,7 +162,7 @@ def test_a_stopped_child_keeps_its_lock(own_worker, history, label, held_locks, 
     try:
         duplicate = hold_beyond_ttl.apply_async((label,), queue=own_worker.worker_queue)
         wait_until(duplicate.ready, "the duplicate is refused")
-        for _ in range(4):  # each ping takes half a ttl or more
+        for _ in range(4):  # each ping takes half a ttl
             own_worker.app.control.ping([own_worker.hostname()], timeout=0.5)
         assert held_locks()
     finally:
