@@ -139,9 +139,9 @@ class Lease:
             self._state = _State.REFUSED
             return holder
         self._expires_at = asked_at + self.ttl
-        self.fencing_token = holder.fencing_token
         if self._clock() >= self._expires_at:
             raise StoreError(f"The lock store {self._store} took longer to answer than the ttl")
+        self.fencing_token = holder.fencing_token
         self._state = _State.HELD
         return holder
 
@@ -264,7 +264,6 @@ class ChildLease:
     """
 
     is_lost = False
-    expires_at = 0.0
 
     def __init__(self, store: LockStore, claim: Claim, has_ended: Callable[[], bool]) -> None:
         self.store = store

@@ -187,11 +187,11 @@ class _Reader:
             return None
         number = value.total_seconds() if isinstance(value, timedelta) else value
         is_number = isinstance(number, (int, float)) and not isinstance(number, bool)
-        if not (
-            is_number and math.isfinite(number) and (number > 0 or (may_be_zero and number == 0))
-        ):
+        is_in_range = is_number and math.isfinite(number) and number >= 0
+        if not is_in_range or (number == 0 and not may_be_zero):
+            least = "from 0 on" if may_be_zero else "above 0"
             raise ConfigurationError(
-                f"{origin} must be a number of seconds above 0, or a timedelta, not {value!r}"
+                f"{origin} must be a number of seconds {least}, or a timedelta, not {value!r}"
             )
         if number > LONGEST:
             raise ConfigurationError(f"{origin} must not be longer than a year; it is {value!r}")
@@ -208,6 +208,8 @@ def _body_signature(task_class: Any) -> inspect.Signature:
 
 def _with_own_default(parameter: inspect.Parameter) -> inspect.Parameter:
     """A body that mutates its default must not change the keys of later calls."""
+    if not isinstance(parameter.default, (list, dict, set)):
+        return parameter  # and a sentinel must stay the one that lock_args compares with
     try:
         return parameter.replace(default=copy.deepcopy(parameter.default))
     except Exception:

@@ -116,6 +116,11 @@ class LeaseRenewer:
         except StoreError as error:
             self._put_off(due, error)
             return
+        except Exception as error:
+            # A mistake, here or in the store; the leases must not be forgotten for it.
+            logger.exception("Renewing leases at %s failed", store)
+            self._put_off(due, error)
+            return
         if self._is_store_away:
             self._is_store_away = False
             logger.info("The lock store %s answers again; leases are renewed", store)
@@ -128,7 +133,7 @@ class LeaseRenewer:
             else:
                 self._report_lost(kept)
 
-    def _put_off(self, due: list[_Kept], error: StoreError) -> None:
+    def _put_off(self, due: list[_Kept], error: Exception) -> None:
         if not self._is_store_away:
             self._is_store_away = True
             logger.warning("%s. Leases cannot be renewed; it is tried until they end", error)

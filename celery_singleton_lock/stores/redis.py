@@ -89,9 +89,8 @@ class RedisStore(LockStore):
             retry_on_error=[],
         )
         pool = redis.ConnectionPool(connection_class=connection_class, **kwargs)
-        connection_class(
-            **pool.connection_kwargs
-        )  # a misspelt option shows now, not at the first lock
+        # A misspelt option shows now, not at the first lock.
+        connection_class(**pool.connection_kwargs)
         self._client = redis.Redis(connection_pool=pool)
         self._address = _address(connection_class, pool.connection_kwargs)
 
@@ -172,10 +171,15 @@ class RedisStore(LockStore):
         if any(isinstance(answer, NoScriptError) for answer in answers):
             self._client.script_load(RENEW.source)
             answers = renew_all()
-        for answer in answers:
-            if isinstance(answer, Exception):
-                raise answer
-        return [bool(answer) for answer in answers]
+        return [_is_renewed(answer) for answer in answers]
+
+
+def _is_renewed(answer: Any) -> bool:
+    if isinstance(answer, ResponseError) and "WRONGTYPE" in str(answer):
+        return False  # somebody wrote over this lock; the others are none the worse for it
+    if isinstance(answer, Exception):
+        raise answer
+    return bool(answer)
 
 
 def _what_it_did(error: Exception) -> str:

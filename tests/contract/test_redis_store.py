@@ -156,6 +156,18 @@ def test_keys_that_are_no_locks_are_a_store_error_not_a_free_lock(store, client)
         store.acquire(KEY, "a", 60.0, ME)
 
 
+def test_a_lock_that_somebody_wrote_over_is_lost_and_takes_no_other_with_it(store, client):
+    other = "singleton:{7}:1:report:43"
+    store.acquire(KEY, "a", 60.0, ME)
+    store.acquire(other, "a", 60.0, ME)
+    client.set(KEY, "somebody else's data")
+
+    answers = store.renew_many([Claim(KEY, "a", 60.0), Claim(other, "a", 60.0)])
+
+    assert answers == [False, True]
+    client.delete(KEY, other)
+
+
 def test_every_script_says_what_it_is_for():
     for script in (redis_store.ACQUIRE, redis_store.RENEW, redis_store.RELEASE):
         head = script.source.split("\nlocal")[0].split("\nif")[0]

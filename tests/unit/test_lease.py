@@ -77,6 +77,23 @@ def test_the_lease_counts_from_before_it_asked_so_it_ends_before_the_stores_ttl(
     assert lease.expires_at == clock() - 3 + 10
 
 
+def test_a_store_that_answers_after_the_ttl_gives_no_lease(new_lease, store, clock):
+    lease = new_lease(ttl=10)
+    acquire = store.acquire
+
+    def slowly(*args):
+        answer = acquire(*args)
+        clock.advance(10)
+        return answer
+
+    store.acquire = slowly
+
+    with pytest.raises(StoreError, match="took longer to answer than the ttl"):
+        lease.acquire()
+    assert not lease.is_held
+    assert lease.fencing_token == 0
+
+
 def test_a_late_release_leaves_the_next_holder_alone(new_lease, store, clock):
     # Given a lease that ran out, and a second run that took the lock
     first, second = new_lease(task_id="first", ttl=10), new_lease(task_id="second", ttl=10)

@@ -237,6 +237,22 @@ def test_a_default_that_cannot_be_sent_has_a_place_in_the_key(app):
     assert task._lock_options.key("", ("a",), {}) != task._lock_options.key("", ("a", None), {})
 
 
+def test_a_sentinel_default_reaches_a_lock_args_callable_as_itself(app):
+    missing = object()
+
+    def buy(sku, coupon=missing):
+        """A sentinel is a common default."""
+
+    task = bound(
+        app,
+        buy,
+        lock_args=lambda sku, coupon: (sku, "none" if coupon is missing else coupon),
+        on_conflict="skip",
+    )
+
+    assert task._lock_options.key("", ("a",), {}) == task._lock_options.key("", ("a", "none"), {})
+
+
 def test_a_users_task_may_be_named_as_celerys_own_are():
     app = Celery("celery", set_as_current=False, broker="memory://")
 
@@ -288,7 +304,7 @@ def test_hooks_that_call_the_next_one_are_fine():
         ({"on_conflict": lambda self, conflict: "skip"}, "on_conflict .* drop 'self'"),
         ({"lock_ttl": True}, "lock_ttl"),
         ({"lock_ttl": float("nan")}, "lock_ttl"),
-        ({"lock_at_least_for": -1}, "lock_at_least_for"),
+        ({"lock_at_least_for": -1}, "lock_at_least_for of task shop.buy must be .* from 0 on"),
         ({"lock_on_retry": "keep"}, "lock_on_retry of task shop.buy must be 'release' or 'hold'"),
         ({"wait_timeout": -1}, r"wait_timeout of task shop\.buy"),
         ({"on_conflict": "skipp"}, "on_conflict of task shop.buy .*Did you mean skip"),

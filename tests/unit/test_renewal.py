@@ -145,6 +145,26 @@ def test_a_callback_that_raises_does_not_end_the_renewal_of_others(
     assert "ZeroDivisionError" in caplog.text
 
 
+def test_a_store_that_raises_what_it_should_not_loses_no_lease(
+    renewer, new_lease, clock, store, lost, caplog, monkeypatch
+):
+    lease = new_lease(ttl=30)
+    lease.acquire()
+    renewer.keep(lease, lost.append)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(store, "renew_many", lambda claims: 1 / 0)
+        clock.advance(10)
+        renewer.renew_due()
+    for _ in range(30):
+        clock.advance(3)
+        renewer.renew_due()
+
+    assert lease.is_held
+    assert lost == []
+    assert "ZeroDivisionError" in caplog.text
+
+
 def test_two_stores_take_a_trip_each(renewer, new_lease, clock, store, lost):
     other_store = AbsentStore(clock=clock)
     here, there = new_lease(key="a"), new_lease(key="b")
