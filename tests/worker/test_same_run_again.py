@@ -13,7 +13,15 @@ from celery_singleton_lock import LockHeldError, lock_acquired
 from celery_singleton_lock.publishing import HEADER
 from timeline import overlaps
 from waiting import wait_until
-from worker_app import leave_slowly, retry_in_place, run, run_or_fail, run_rarely
+from worker_app import (
+    hold,
+    leave_slowly,
+    open_gate,
+    retry_in_place,
+    run,
+    run_or_fail,
+    run_rarely,
+)
 
 
 def deliver(task, *args, **request):
@@ -62,6 +70,26 @@ def test_a_redelivered_copy_of_a_run_that_succeeded_does_not_run(app, history, l
     assert run.AsyncResult(task_id).get(timeout=10) == "first"
 
 
+def test_nor_does_one_that_met_the_lock_of_its_first_copy_and_was_put_back(
+    worker, app, history, label
+):
+    # Given a redelivered copy that meets a lock, and goes back to the queue as a new message
+    holder = hold.apply_async((label,), queue=worker.worker_queue)
+    history.wait_for_starts(label)
+    task_id = str(uuid4())
+    queue = {"exchange": "", "routing_key": worker.worker_queue}
+    deliver(run_or_fail, label, id=task_id, delivery_info={**queue, "redelivered": True})
+
+    # When its first copy succeeds meanwhile
+    run_or_fail.backend.store_result(task_id, "first", "SUCCESS")
+    open_gate(label)
+
+    wait_until(
+        lambda: f"[{task_id}] has succeeded already" in worker.logs(), "the copy ends without a run"
+    )
+    assert [each.task_id for each in history.runs(label)] == [holder.id]
+
+
 @pytest.mark.parametrize("state", ["PENDING", "FAILURE"])
 def test_a_redelivered_copy_of_any_other_run_does(app, history, label, state):
     task_id = str(uuid4())
@@ -81,7 +109,7 @@ def test_a_run_that_got_its_lock_starts_afresh_when_it_is_retried(app, history, 
 
     lock_acquired.connect(note)
     try:
-        deliver(run, label, headers={HEADER: [1.0, 3], "mine": 1}, delivery_info={})
+        deliver(run, label, headers={HEADER: [1.0, 3, False], "mine": 1}, delivery_info={})
     finally:
         lock_acquired.disconnect(note)
 
