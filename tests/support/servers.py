@@ -1,4 +1,4 @@
-"""What tests need and may not find: a Redis, a library."""
+"""What tests need and may not find: a Redis, a RabbitMQ, a library."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import NoReturn
 
 import pytest
 
+from rabbitmq_server import RabbitmqServer, RabbitmqServerNotFound
 from redis_server import RedisServer, RedisServerNotFound
 
 
@@ -15,6 +16,14 @@ def redis_or_skip(*options: str) -> RedisServer:
     try:
         return RedisServer(*options)
     except RedisServerNotFound as error:
+        missing(str(error))
+
+
+def rabbitmq_or_skip() -> RabbitmqServer:
+    """A private node, or :func:`missing`."""
+    try:
+        return RabbitmqServer()
+    except RabbitmqServerNotFound as error:
         missing(str(error))
 
 

@@ -153,6 +153,24 @@ def run_later(self, label, number=0):
     return number
 
 
+@by_label(on_conflict="requeue")
+def count(self, label):
+    """Reads the label's counter and writes it one higher; returns what it wrote."""
+    with _recorded(self, label):
+        counted = int(_client(os.getpid()).get(_counter(label)) or 0)
+        time.sleep(0.005)
+        _client(os.getpid()).set(_counter(label), counted + 1, ex=KEPT_FOR)
+    return counted + 1
+
+
+@by_label(on_conflict="requeue")
+def tell_message(self, label):
+    """Returns what its message says: a header of the test's, priority, expiry, put back or not."""
+    with _recorded(self, label):
+        request = self.request
+        return [request.headers, request.delivery_info["priority"], request.expires]
+
+
 @by_label(on_conflict="requeue", wait_timeout=0.5)
 def run_soon(self, label):
     with _recorded(self, label):
@@ -224,6 +242,12 @@ def _reject(self: Any, label: str) -> None:
     raise Reject("not wanted", requeue=False)
 
 
+def _go_back_once(self: Any, label: str) -> str:
+    if len(history().runs(label)) == 1:
+        raise Reject("not now", requeue=True)
+    return label
+
+
 def _replace(self: Any, label: str) -> None:
     with _lingering():
         raise self.replace(end.si(label, "return"))
@@ -252,6 +276,7 @@ ENDINGS = {
     "retry": _retry,
     "ignore": _ignore,
     "reject": _reject,
+    "go back once": _go_back_once,
     "replace": _replace,
     "exit": _exit,
     "exceed soft time limit": _exceed_soft_time_limit,
@@ -300,6 +325,10 @@ def _wait_at_gate(label: str) -> None:
 
 def _gate(label: str) -> str:
     return f"worker_app:gate:{label}"
+
+
+def _counter(label: str) -> str:
+    return f"worker_app:counter:{label}"
 
 
 def _recorded(self: Any, label: str) -> AbstractContextManager[None]:

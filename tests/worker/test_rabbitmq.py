@@ -1,0 +1,269 @@
+"""The promises over RabbitMQ, which redelivers at once: real workers, locks in Redis.
+
+What became of the messages is seen when the workers have stopped: what they had not acknowledged
+is in the queue then.
+"""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime, timedelta, timezone
+from types import SimpleNamespace
+from uuid import uuid4
+
+import psutil
+import pytest
+
+from rabbitmq_server import given_url
+from servers import rabbitmq_or_skip
+from timeline import overlaps
+from waiting import wait_until
+from worker_app import count, die_once, end, hold, open_gate, run, run_later, tell_message
+
+BACK = "goes back to the queue"
+
+
+@pytest.fixture(scope="module")
+def rabbitmq():
+    """A RabbitMQ; what it alone can do is skipped where it is not ours."""
+    url = given_url()
+    if url:
+        yield SimpleNamespace(url=url)
+        return
+    with rabbitmq_or_skip() as server:
+        yield server
+
+
+@pytest.fixture
+def close_connections(rabbitmq):
+    """Closes what the workers have at the broker."""
+    if not hasattr(rabbitmq, "close_connections"):
+        pytest.skip("closes all connections of its RabbitMQ: only for one that is started here")
+    return rabbitmq.close_connections
+
+
+@pytest.fixture
+def start_workers(launch_worker, rabbitmq):
+    """Starts workers that share a queue: ``start_workers(2, concurrency=1, **settings)``."""
+
+    def start_workers(number=1, **options):
+        options = {"broker_url": rabbitmq.url, "task_default_queue": uuid4().hex, **options}
+        workers = [launch_worker(name=f"worker-{n}", **options) for n in range(number)]
+        assert all(worker.ready() for worker in workers)
+        return workers
+
+    return start_workers
+
+
+@pytest.fixture
+def send(app, rabbitmq):
+    """Publishes to the queue of a worker: ``send(worker, task, *args, **options)``."""
+
+    def send(worker, task, *args, **options):
+        with app.connection(rabbitmq.url) as connection:
+            return task.apply_async(
+                args, queue=worker.worker_queue, connection=connection, **options
+            )
+
+    return send
+
+
+@pytest.fixture
+def messages_left(new_app, rabbitmq):
+    """Stops workers in good order, and counts what they leave in their queue."""
+
+    def messages_left(*workers):
+        app = new_app(broker_url=rabbitmq.url)
+        # Over the broker: a signal they may notice 5 s later.
+        app.control.shutdown([worker.hostname() for worker in workers])
+        for worker in workers:
+            worker.container.wait_for_exit()
+        with app.connection() as connection, connection.channel() as channel:
+
+            def queue():
+                return channel.queue_declare(workers[0].worker_queue, passive=True)
+
+            # One step for the broker: a consumer goes, and what it did not acknowledge is back.
+            wait_until(lambda: queue().consumer_count == 0, "nobody consumes any more")
+            return queue().message_count
+
+    return messages_left
+
+
+def executes(pid):
+    """Whether the process can still do anything; one that waits to be reaped cannot."""
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.parametrize("others", [0, 10], ids=["alone", "among others"])
+def test_a_killed_workers_run_is_redelivered_and_waits_until_the_dead_ones_lock_lapses(
+    start_workers, send, history, label, messages_left, others
+):
+    # Given a run, and others that want its lock
+    workers = start_workers(2, concurrency=1, task_acks_late=True, singleton_lock_ttl=4.0)
+    result = send(workers[0], hold, label)
+    (first,) = history.wait_for_starts(label)
+    results = [result, *(send(workers[0], run_later, label) for _ in range(others))]
+    workers.sort(
+        key=lambda worker: worker.container.process.pid == psutil.Process(first.pid).ppid()
+    )
+    survivor, owner = workers
+
+    # When the main process of its worker is killed, and with it the child
+    owner.container.process.kill()
+    wait_until(lambda: not executes(first.pid), "the child is dead")
+    first = first._replace(end=time.monotonic())
+    open_gate(label)
+
+    # Then its message goes to the other worker at once, meets the lock, and is not dropped
+    wait_until(lambda: f"[{result.id}] {BACK}" in survivor.logs(), "the copy met the lock")
+    for each in results:
+        each.get(timeout=40)
+    runs = [first, *history.wait_for_ends(label, count=1 + others)[1:]]
+    assert [each.task_id for each in runs].count(result.id) == 2
+    assert len(runs) == 2 + others
+    assert overlaps(runs) == 0
+    assert runs[1].fencing_token > first.fencing_token
+    assert messages_left(survivor) == 0
+
+
+def test_a_killed_childs_lock_is_free_before_its_message_is_back(
+    start_workers, send, history, label, messages_left
+):
+    (worker,) = start_workers()
+
+    result = send(worker, die_once, label)
+
+    assert result.get(timeout=20) == label
+    first, second = history.wait_for_ends(label)
+    assert (first.task_id, first.is_over) == (second.task_id, False)
+    assert not executes(first.pid)
+    assert BACK not in worker.logs()
+    assert messages_left(worker) == 0
+
+
+def test_a_body_that_sends_its_own_message_back_does_not_meet_its_own_lock(
+    start_workers, send, history, label, messages_left
+):
+    (worker,) = start_workers(task_acks_late=True)
+
+    result = send(worker, end, label, "go back once")
+
+    assert result.get(timeout=20) == label
+    first, second = history.wait_for_ends(label, count=2)
+    assert first.task_id == second.task_id
+    assert overlaps([first, second]) == 0
+    assert BACK not in worker.logs()
+    assert messages_left(worker) == 0
+
+
+def test_runs_that_wait_for_a_lock_let_others_by_and_all_run_in_the_end(
+    start_workers, send, history, label, new_label, messages_left
+):
+    # Given one slot for ten contenders
+    (worker,) = start_workers(concurrency=2)
+    holder = send(worker, hold, label)
+    history.wait_for_starts(label)
+    contenders = [send(worker, run_later, label, number) for number in range(10)]
+    for each in contenders:
+        wait_until(lambda each=each: f"[{each.id}] {BACK}" in worker.logs(), "it was put back")
+
+    # When other messages come, they are not starved
+    other = new_label()
+    others = [send(worker, run, f"{other}{n}") for n in range(20)]
+    assert [each.get(timeout=20) for each in others] == [f"{other}{n}" for n in range(20)]
+    assert not holder.ready()
+
+    # Then each contender runs once
+    open_gate(label)
+    assert [each.get(timeout=40) for each in contenders] == list(range(10))
+    runs = history.wait_for_ends(label, count=11)
+    assert sorted(each.task_id for each in runs[1:]) == sorted(each.id for each in contenders)
+    assert overlaps(runs) == 0
+    assert messages_left(worker) == 0
+
+
+def test_a_message_that_was_put_back_says_what_it_said_before(
+    start_workers, send, history, label, messages_left
+):
+    (worker,) = start_workers()
+    send(worker, hold, label)
+    history.wait_for_starts(label)
+    expires = datetime.now(timezone.utc) + timedelta(minutes=5)
+
+    told = send(worker, tell_message, label, headers={"mine": 1}, priority=3, expires=expires)
+    wait_until(lambda: worker.logs().count(f"[{told.id}] {BACK}") >= 2, "it was put back twice")
+    open_gate(label)
+
+    headers, priority, expires_then = told.get(timeout=20)
+    assert (headers["mine"], priority) == (1, 3)
+    assert datetime.fromisoformat(expires_then) == expires
+    assert overlaps(history.wait_for_ends(label, count=2)) == 0
+    assert messages_left(worker) == 0
+
+
+def test_fifty_runs_of_two_workers_count_to_fifty(
+    start_workers, send, history, label, messages_left
+):
+    workers = start_workers(2)
+
+    results = [send(workers[0], count, label) for _ in range(50)]
+
+    assert sorted(each.get(timeout=60) for each in results) == list(range(1, 51))
+    assert overlaps(history.wait_for_ends(label, count=50)) == 0
+    assert messages_left(*workers) == 0
+
+
+def test_a_run_that_outlives_its_connection_does_not_run_again(
+    start_workers, close_connections, send, history, label, messages_left
+):
+    (worker,) = start_workers(task_acks_late=True)
+    result = send(worker, hold, label)
+    history.wait_for_starts(label)
+
+    # When the connection is lost, a copy comes, meets the lock under its own id, and waits
+    close_connections()
+    wait_until(lambda: f"[{result.id}] {BACK}" in worker.logs(), "the copy met the lock")
+    open_gate(label)
+
+    # Then it ends without running, since the first one has succeeded
+    assert result.get(timeout=20) == label
+    worker.wait_for_log("has succeeded already")
+    assert len(history.runs(label)) == 1
+    assert messages_left(worker) == 0
+
+
+def test_a_run_that_is_cancelled_with_its_connection_runs_again(
+    start_workers, close_connections, send, history, label, messages_left
+):
+    (worker,) = start_workers(
+        task_acks_late=True, worker_cancel_long_running_tasks_on_connection_loss=True
+    )
+    result = send(worker, hold, label)
+    history.wait_for_starts(label)
+
+    close_connections()
+    history.wait_for_starts(label, count=2)
+    open_gate(label)
+
+    assert result.get(timeout=20) == label
+    runs = history.wait_for_ends(label, count=2)
+    assert {each.task_id for each in runs} == {result.id}
+    assert overlaps(runs) == 0
+    assert messages_left(worker) == 0
+
+
+def test_a_run_that_was_acknowledged_early_outlives_its_connection(
+    start_workers, close_connections, send, history, label, messages_left
+):
+    (worker,) = start_workers()
+    result = send(worker, hold, label)
+    history.wait_for_starts(label)
+
+    close_connections()
+    wait_until(lambda: worker.logs().count("Connected to amqp") == 2, "it is connected again")
+    open_gate(label)
+
+    assert result.get(timeout=20) == label
+    assert len(history.runs(label)) == 1
+    assert messages_left(worker) == 0
