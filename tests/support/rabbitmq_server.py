@@ -20,6 +20,7 @@ from pathlib import Path
 from types import TracebackType
 
 import amqp
+from kombu import Connection
 
 from redis_server import END_WITH_PARENT
 
@@ -51,7 +52,7 @@ class RabbitmqServer:
         server, epmd = (shutil.which(name, path=path) for name in ("rabbitmq-server", "epmd"))
         if not server or not epmd:
             raise RabbitmqServerNotFound(NOT_FOUND)
-        self._control = str(Path(server).with_name("rabbitmqctl"))
+        self._program = Path(server)
         self._folder = Path(tempfile.mkdtemp(prefix="singleton-rabbitmq-"))
         self._processes: list[subprocess.Popen[bytes]] = []
         atexit.register(self.stop)
@@ -74,10 +75,14 @@ class RabbitmqServer:
         """The address, for Celery."""
         return f"amqp://guest:guest@127.0.0.1:{self.port}//"
 
+    def messages(self, queue: str) -> int:
+        """How many there are, including those that clients have not acknowledged."""
+        lines = self._control("list_queues", "name", "messages").splitlines()
+        return int(dict(line.split("\t") for line in lines)[queue])
+
     def close_connections(self) -> None:
         """Close all that clients have; what they have not acknowledged is delivered again."""
-        command = [self._control, "--quiet", "close_all_connections", "closed by a test"]
-        subprocess.run(command, env=self._settings, check=True, stdout=subprocess.DEVNULL)
+        self._control("close_all_connections", "closed by a test")
 
     def stop(self) -> None:
         """End the node with its epmd, and remove what they left. Does nothing the second time."""
@@ -134,6 +139,12 @@ class RabbitmqServer:
             "RUNNING_UNDER_SYSTEMD": "true",
         }
 
+    def _control(self, *words: str) -> str:
+        command = [str(self._program.with_name("rabbitmqctl")), "--quiet", *words]
+        return subprocess.run(
+            command, env=self._settings, check=True, stdout=subprocess.PIPE, text=True
+        ).stdout
+
     def _start(self, command: list[str]) -> None:
         with self._log.open("ab") as log:
             process = subprocess.Popen(
@@ -163,6 +174,22 @@ class RabbitmqServer:
             process = self._processes.pop()
             process.kill()
             process.wait()
+
+
+class GivenRabbitmq:
+    """The RabbitMQ that the environment names.
+
+    Args:
+        url: Its address.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def messages(self, queue: str) -> int:
+        """How many there are; a client is not told of those that others have not acknowledged."""
+        with Connection(self.url) as connection, connection.channel() as channel:
+            return channel.queue_declare(queue, passive=True).message_count
 
 
 def given_url() -> str | None:

@@ -1,20 +1,16 @@
-"""The promises over RabbitMQ, which redelivers at once: real workers, locks in Redis.
-
-What became of the messages is seen when the workers have stopped: what they had not acknowledged
-is in the queue then.
-"""
+"""The promises over RabbitMQ, which redelivers at once; locks and results are in Redis."""
 
 from __future__ import annotations
 
 import time
 from datetime import datetime, timedelta, timezone
-from types import SimpleNamespace
 from uuid import uuid4
 
+import celery
 import psutil
 import pytest
 
-from rabbitmq_server import given_url
+from rabbitmq_server import GivenRabbitmq, given_url
 from servers import rabbitmq_or_skip
 from timeline import overlaps
 from waiting import wait_until
@@ -25,10 +21,9 @@ BACK = "goes back to the queue"
 
 @pytest.fixture(scope="module")
 def rabbitmq():
-    """A RabbitMQ; what it alone can do is skipped where it is not ours."""
     url = given_url()
     if url:
-        yield SimpleNamespace(url=url)
+        yield GivenRabbitmq(url)
         return
     with rabbitmq_or_skip() as server:
         yield server
@@ -37,8 +32,8 @@ def rabbitmq():
 @pytest.fixture
 def close_connections(rabbitmq):
     """Closes what the workers have at the broker."""
-    if not hasattr(rabbitmq, "close_connections"):
-        pytest.skip("closes all connections of its RabbitMQ: only for one that is started here")
+    if isinstance(rabbitmq, GivenRabbitmq):
+        pytest.skip("closes all connections at its RabbitMQ: not at one that was given")
     return rabbitmq.close_connections
 
 
@@ -69,25 +64,14 @@ def send(app, rabbitmq):
 
 
 @pytest.fixture
-def messages_left(new_app, rabbitmq):
-    """Stops workers in good order, and counts what they leave in their queue."""
+def wait_for_empty_queue(rabbitmq):
+    """Waits until no message of a worker's queue is left, neither there nor in a worker's hands."""
 
-    def messages_left(*workers):
-        app = new_app(broker_url=rabbitmq.url)
-        # Over the broker: a signal they may notice 5 s later.
-        app.control.shutdown([worker.hostname() for worker in workers])
-        for worker in workers:
-            worker.container.wait_for_exit()
-        with app.connection() as connection, connection.channel() as channel:
+    def wait_for_empty_queue(worker):
+        queue = worker.worker_queue
+        wait_until(lambda: rabbitmq.messages(queue) == 0, "every message is acknowledged")
 
-            def queue():
-                return channel.queue_declare(workers[0].worker_queue, passive=True)
-
-            # One step for the broker: a consumer goes, and what it did not acknowledge is back.
-            wait_until(lambda: queue().consumer_count == 0, "nobody consumes any more")
-            return queue().message_count
-
-    return messages_left
+    return wait_for_empty_queue
 
 
 def executes(pid):
@@ -97,7 +81,7 @@ def executes(pid):
 
 @pytest.mark.parametrize("others", [0, 10], ids=["alone", "among others"])
 def test_a_killed_workers_run_is_redelivered_and_waits_until_the_dead_ones_lock_lapses(
-    start_workers, send, history, label, messages_left, others
+    start_workers, send, history, label, wait_for_empty_queue, others
 ):
     # Given a run, and others that want its lock
     workers = start_workers(2, concurrency=1, task_acks_late=True, singleton_lock_ttl=4.0)
@@ -124,11 +108,11 @@ def test_a_killed_workers_run_is_redelivered_and_waits_until_the_dead_ones_lock_
     assert len(runs) == 2 + others
     assert overlaps(runs) == 0
     assert runs[1].fencing_token > first.fencing_token
-    assert messages_left(survivor) == 0
+    wait_for_empty_queue(survivor)
 
 
 def test_a_killed_childs_lock_is_free_before_its_message_is_back(
-    start_workers, send, history, label, messages_left
+    start_workers, send, history, label, wait_for_empty_queue
 ):
     (worker,) = start_workers()
 
@@ -139,11 +123,11 @@ def test_a_killed_childs_lock_is_free_before_its_message_is_back(
     assert (first.task_id, first.is_over) == (second.task_id, False)
     assert not executes(first.pid)
     assert BACK not in worker.logs()
-    assert messages_left(worker) == 0
+    wait_for_empty_queue(worker)
 
 
 def test_a_body_that_sends_its_own_message_back_does_not_meet_its_own_lock(
-    start_workers, send, history, label, messages_left
+    start_workers, send, history, label, wait_for_empty_queue
 ):
     (worker,) = start_workers(task_acks_late=True)
 
@@ -154,11 +138,11 @@ def test_a_body_that_sends_its_own_message_back_does_not_meet_its_own_lock(
     assert first.task_id == second.task_id
     assert overlaps([first, second]) == 0
     assert BACK not in worker.logs()
-    assert messages_left(worker) == 0
+    wait_for_empty_queue(worker)
 
 
 def test_runs_that_wait_for_a_lock_let_others_by_and_all_run_in_the_end(
-    start_workers, send, history, label, new_label, messages_left
+    start_workers, send, history, label, new_label, wait_for_empty_queue
 ):
     # Given one slot for ten contenders
     (worker,) = start_workers(concurrency=2)
@@ -180,11 +164,11 @@ def test_runs_that_wait_for_a_lock_let_others_by_and_all_run_in_the_end(
     runs = history.wait_for_ends(label, count=11)
     assert sorted(each.task_id for each in runs[1:]) == sorted(each.id for each in contenders)
     assert overlaps(runs) == 0
-    assert messages_left(worker) == 0
+    wait_for_empty_queue(worker)
 
 
 def test_a_message_that_was_put_back_says_what_it_said_before(
-    start_workers, send, history, label, messages_left
+    start_workers, send, history, label, wait_for_empty_queue
 ):
     (worker,) = start_workers()
     send(worker, hold, label)
@@ -199,11 +183,11 @@ def test_a_message_that_was_put_back_says_what_it_said_before(
     assert (headers["mine"], priority) == (1, 3)
     assert datetime.fromisoformat(expires_then) == expires
     assert overlaps(history.wait_for_ends(label, count=2)) == 0
-    assert messages_left(worker) == 0
+    wait_for_empty_queue(worker)
 
 
 def test_fifty_runs_of_two_workers_count_to_fifty(
-    start_workers, send, history, label, messages_left
+    start_workers, send, history, label, wait_for_empty_queue
 ):
     workers = start_workers(2)
 
@@ -211,11 +195,11 @@ def test_fifty_runs_of_two_workers_count_to_fifty(
 
     assert sorted(each.get(timeout=60) for each in results) == list(range(1, 51))
     assert overlaps(history.wait_for_ends(label, count=50)) == 0
-    assert messages_left(*workers) == 0
+    wait_for_empty_queue(workers[0])
 
 
 def test_a_run_that_outlives_its_connection_does_not_run_again(
-    start_workers, close_connections, send, history, label, messages_left
+    start_workers, close_connections, send, history, label, wait_for_empty_queue
 ):
     (worker,) = start_workers(task_acks_late=True)
     result = send(worker, hold, label)
@@ -223,18 +207,20 @@ def test_a_run_that_outlives_its_connection_does_not_run_again(
 
     # When the connection is lost, a copy comes, meets the lock under its own id, and waits
     close_connections()
-    wait_until(lambda: f"[{result.id}] {BACK}" in worker.logs(), "the copy met the lock")
+    wait_until(lambda: worker.logs().count(f"[{result.id}] received") > 1, "the copy is there")
+    if celery.VERSION >= (5, 7):  # before, it stands in line for the child that runs the first
+        wait_until(lambda: f"[{result.id}] {BACK}" in worker.logs(), "it met the lock")
     open_gate(label)
 
     # Then it ends without running, since the first one has succeeded
     assert result.get(timeout=20) == label
-    worker.wait_for_log("has succeeded already")
+    wait_until(lambda: "has succeeded already" in worker.logs(), "the copy has ended")
     assert len(history.runs(label)) == 1
-    assert messages_left(worker) == 0
+    wait_for_empty_queue(worker)
 
 
 def test_a_run_that_is_cancelled_with_its_connection_runs_again(
-    start_workers, close_connections, send, history, label, messages_left
+    start_workers, close_connections, send, history, label, wait_for_empty_queue
 ):
     (worker,) = start_workers(
         task_acks_late=True, worker_cancel_long_running_tasks_on_connection_loss=True
@@ -250,20 +236,20 @@ def test_a_run_that_is_cancelled_with_its_connection_runs_again(
     runs = history.wait_for_ends(label, count=2)
     assert {each.task_id for each in runs} == {result.id}
     assert overlaps(runs) == 0
-    assert messages_left(worker) == 0
+    wait_for_empty_queue(worker)
 
 
 def test_a_run_that_was_acknowledged_early_outlives_its_connection(
-    start_workers, close_connections, send, history, label, messages_left
+    start_workers, close_connections, send, history, label, wait_for_empty_queue
 ):
     (worker,) = start_workers()
     result = send(worker, hold, label)
     history.wait_for_starts(label)
 
     close_connections()
-    wait_until(lambda: worker.logs().count("Connected to amqp") == 2, "it is connected again")
+    wait_until(lambda: worker.logs().count("Connected to amqp") > 1, "it is connected again")
     open_gate(label)
 
     assert result.get(timeout=20) == label
     assert len(history.runs(label)) == 1
-    assert messages_left(worker) == 0
+    wait_for_empty_queue(worker)
