@@ -48,7 +48,7 @@ def begin(task: Any, options: LockOptions, args: Any, kwargs: Any) -> None:
         LockHeldError: The run fails, because its policy says so.
     """
     request = task.request
-    if _is_redelivered(request) and has_succeeded(task, request.id):
+    if Waiting.of(request).is_redelivered and has_succeeded(task, request.id):
         logger.info("Task %s[%s] has succeeded already: not run again", task.name, request.id)
         raise Ignore("its first copy succeeded")
     locks = AppLocks.of(task.app)
@@ -106,10 +106,6 @@ def end(task: Any) -> None:
     del request.singleton_lease
 
 
-def _is_redelivered(request: Any) -> bool:
-    return bool((request.delivery_info or {}).get("redelivered"))
-
-
 def _is_leaving(task: Any, options: LockOptions, holder: Holder) -> bool:
     """Whether the holder's body is over: Celery sends links and results before it releases.
 
@@ -142,7 +138,7 @@ def _refuse(task: Any, locks: AppLocks, options: LockOptions, key: str, holder: 
         lock_key=key,
         holder=holder,
         retries=request.retries,
-        is_redelivered=_is_redelivered(request),
+        is_redelivered=waiting.is_redelivered,
         is_eager=request.is_eager,
         requeues=waiting.requeues,
         waited=waiting.seconds(),

@@ -81,7 +81,7 @@ def test_a_run_that_got_its_lock_starts_afresh_when_it_is_retried(app, history, 
 
     lock_acquired.connect(note)
     try:
-        deliver(run, label, headers={HEADER: [1.0, 3], "mine": 1}, delivery_info={})
+        deliver(run, label, headers={HEADER: [1.0, 3, False], "mine": 1}, delivery_info={})
     finally:
         lock_acquired.disconnect(note)
 
