@@ -64,8 +64,8 @@ class History:
     def recorded(self, run: Run) -> Iterator[None]:
         """Write down ``run`` at once, and its end when the ``with`` block ends."""
         place = uuid4().hex
-        self._write(place, run)
-        try:
+        try:  # what ends a body can come while its start is written
+            self._write(place, run)
             yield
         finally:
             self._write(place, run._replace(end=time.monotonic()))
