@@ -159,6 +159,14 @@ def die_once(self, label):
         return label
 
 
+@by_label(acks_late=True, reject_on_worker_lost=True, on_conflict="requeue", lock_ttl=2.5)
+def have_effect(self, label, seconds):
+    """Has its effect at the very end: a run that is killed has none."""
+    with _recorded(self, label):
+        time.sleep(seconds)
+        history().note_effect(label, self.request.id)
+
+
 @by_label(on_conflict="skip")
 def hold_at_other_gate(self, label, gate):
     """As ``hold``, with a gate that is not its label's."""
