@@ -23,7 +23,7 @@ class StoreCheck(bootsteps.StartStopStep):
 
     requires = ("celery.worker.components:Pool",)
 
-    def create(self, worker: Any) -> StoreCheck:
+    def create(self, worker: Any) -> None:
         """Called while the worker is set up, before its pool starts."""
         try:
             locks = AppLocks.of(worker.app)
@@ -40,14 +40,12 @@ class StoreCheck(bootsteps.StartStopStep):
         locks.stop_flag.set(False)
         locks.store.close()  # a forked child shall inherit no connection
         logger.info("Singleton locks live in %s", locks)
-        return self
-
-    def start(self, worker: Any) -> None:
-        """Do nothing: all was done at set-up."""
 
     def stop(self, worker: Any) -> None:
         """Tell the runs that wait."""
         AppLocks.of(worker.app).stop_flag.set(True)
+
+    terminate = stop
 
 
 def _has_child_processes(worker: Any) -> bool:

@@ -98,6 +98,13 @@ class LockHeldError(SingletonError):
 class LeaseLostError(SingletonError):
     """The lease ended while its run was still going on: another run may have the lock now."""
 
+    def __init__(
+        self,
+        message: str = "The lease ended while its run was still going on: another run may "
+        "have the lock now",
+    ) -> None:
+        super().__init__(message)
+
 
 class StoreError(SingletonError):
     """The store did not answer, so nobody knows whether the lock is free.

@@ -8,6 +8,7 @@ itself over before the store does (C. Gray, D. Cheriton, "Leases", SOSP 1989, se
 from __future__ import annotations
 
 import secrets
+import threading
 import time
 from collections.abc import Callable
 from enum import Enum, auto
@@ -80,6 +81,10 @@ class Lease:
         self._owner_token = owner_token or new_owner_token()
         self._state = _State.NEW
         self._expires_at = 0.0
+        self._holder: Holder | None = None
+        self._epoch = ""
+        # Between restore() in the renewal thread and release(): what is given back stays so.
+        self._giving_back = threading.Lock()
 
     @property
     def claim(self) -> Claim:
@@ -132,7 +137,7 @@ class Lease:
         """
         asked_at = self._clock()
         self._state = _State.ASKED
-        is_acquired, holder = self._store.acquire(
+        is_acquired, holder, epoch = self._store.acquire(
             self.key, self._owner_token, self.ttl, self._claimant
         )
         if not is_acquired:
@@ -142,6 +147,7 @@ class Lease:
         if self._clock() >= self._expires_at:
             raise StoreError(f"The lock store {self._store} took longer to answer than the ttl")
         self.fencing_token = holder.fencing_token
+        self._holder, self._epoch = holder, epoch
         self._state = _State.HELD
         return holder
 
@@ -149,7 +155,7 @@ class Lease:
         """Take note of the store's answer to a renewal that was sent at ``asked_at``.
 
         A yes, however late, proves that nobody else had the lock in between: nothing puts an
-        owner token back. After a no the lease stays lost.
+        owner token back but :meth:`restore`. After a no the lease stays lost.
         """
         if self._state is not _State.HELD:
             return
@@ -157,6 +163,32 @@ class Lease:
             self._expires_at = asked_at + self.ttl
         else:
             self._state = _State.LOST
+
+    def restore(self) -> bool:
+        """After a renewal was refused: put the lock back if it is the store that has lost it.
+
+        Only while the lease lives by its own clock, so that nobody else could have had the lock
+        before the store lost it; never once its release has begun. What the store has to see is
+        said in :meth:`LockStore.restore`.
+
+        Returns:
+            Whether the lock is this lease's again.
+
+        Raises:
+            StoreError: The store did not answer; the lease is as it was.
+        """
+        with self._giving_back:
+            if not self.is_held or self._holder is None:
+                return False
+            asked_at = self._clock()
+            epoch = self._store.restore(
+                self.key, self._owner_token, self.ttl, self._holder, self._epoch
+            )
+            if epoch is None:
+                return False
+            self._epoch = epoch
+            self._expires_at = asked_at + self.ttl
+            return True
 
     def check(self) -> None:
         """Return if the lease still lives, else raise: call it before what cannot be undone.
@@ -192,12 +224,13 @@ class Lease:
         Raises:
             StoreError: The store did not answer; the lock ends with its ttl.
         """
-        before = self._state
-        if before in (_State.NEW, _State.REFUSED, _State.RELEASED):
-            return False
-        # Renewal must not take the lock's end for a loss. What interrupts the call (a signal)
-        # leaves this state behind, and release() can be called again.
-        self._state = _State.RELEASING
+        with self._giving_back:
+            before = self._state
+            if before in (_State.NEW, _State.REFUSED, _State.RELEASED):
+                return False
+            # Renewal must not take the lock's end for a loss. What interrupts the call (a signal)
+            # leaves this state behind, and release() can be called again.
+            self._state = _State.RELEASING
         try:
             is_freed = self._store.release(self.key, self._owner_token, self.at_least_for)
         except StoreError:
@@ -280,6 +313,10 @@ class ChildLease:
     def is_held(self) -> bool:
         """Whether to go on. The child may not have asked for its lock yet, so a no is no loss."""
         return not self._has_ended()
+
+    def restore(self) -> bool:
+        """Do nothing: the child does it, which knows what its lock was like."""
+        return False
 
     def confirm(self, asked_at: float, is_ours: bool) -> None:
         """Do nothing: see above."""

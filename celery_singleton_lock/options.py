@@ -32,6 +32,7 @@ ATTRIBUTES: Mapping[str, str | None] = {
     "lock_ttl": "singleton_lock_ttl",
     "lock_at_least_for": None,
     "lock_on_retry": "singleton_lock_on_retry",
+    "on_lease_lost": "singleton_on_lease_lost",
     "on_conflict": "singleton_on_conflict",
     "wait_timeout": "singleton_wait_timeout",
 }
@@ -53,6 +54,7 @@ class LockOptions:
         lock_ttl: Seconds without renewal until the lock is anyone's.
         lock_at_least_for: Seconds that the lock is kept at least, from the run's first start.
         lock_on_retry: "release", or "hold": nobody else gets in before the retry.
+        on_lease_lost: "warn", or "abort": the body is stopped.
         on_conflict: What becomes of a run that meets a held lock.
         wait_timeout: Longest time in seconds without the lock; ``None`` for no limit.
         signature: The body's signature, without a bound ``self``.
@@ -64,6 +66,7 @@ class LockOptions:
     lock_ttl: float
     lock_at_least_for: float
     lock_on_retry: str
+    on_lease_lost: str
     on_conflict: OnConflict
     wait_timeout: float | None
     signature: inspect.Signature
@@ -95,7 +98,8 @@ def lock_options(task_class: Any, app: Any) -> LockOptions:
         lock_args=lock_args,
         lock_ttl=DEFAULT_LOCK_TTL if lock_ttl is None else lock_ttl,
         lock_at_least_for=reader.seconds("lock_at_least_for", may_be_zero=True) or 0.0,
-        lock_on_retry=reader.lock_on_retry() or "release",
+        lock_on_retry=reader.one_of("lock_on_retry", "release", "hold"),
+        on_lease_lost=reader.one_of("on_lease_lost", "warn", "abort"),
         on_conflict=on_conflict or "skip",
         wait_timeout=reader.seconds("wait_timeout"),
         signature=signature,
@@ -175,11 +179,13 @@ class _Reader:
             f"not {value!r}" + _hint(str(value), POLICIES)
         )
 
-    def lock_on_retry(self) -> str | None:
-        value, origin = self.read("lock_on_retry")
-        if value is None or value in ("release", "hold"):
+    def one_of(self, attribute: str, default: str, other: str) -> str:
+        value, origin = self.read(attribute)
+        if value is None:
+            return default
+        if value in (default, other):
             return value  # type: ignore[no-any-return]
-        raise ConfigurationError(f"{origin} must be 'release' or 'hold', not {value!r}")
+        raise ConfigurationError(f"{origin} must be {default!r} or {other!r}, not {value!r}")
 
     def seconds(self, attribute: str, may_be_zero: bool = False) -> float | None:
         value, origin = self.read(attribute)
@@ -263,7 +269,9 @@ def _check_attribute_names(task_class: Any) -> None:
         for name in vars(owner):
             if name in ATTRIBUTES:
                 continue
-            near = get_close_matches(name, ("on_conflict", "wait_timeout"), cutoff=0.8)
+            near = get_close_matches(
+                name, ("on_conflict", "on_lease_lost", "wait_timeout"), cutoff=0.8
+            )
             if name.startswith("lock_") or near:
                 raise ConfigurationError(
                     f"Task {task_class.name}: there is no option {name}"

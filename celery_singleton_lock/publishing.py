@@ -6,8 +6,8 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-#: Message header of a run that was put back: its first conflict, how often, and whether it had
-#: been redelivered. Dropped once it has its lock, so that a later retry starts afresh.
+#: Message header of a run that was put back: a :class:`Waiting`. Dropped once it has its lock, so
+#: that a later retry starts afresh.
 HEADER = "singleton_waiting"
 #: Message property under which the worker's main process tells a child its owner token. Not a
 #: header: those go out again with a retry.
@@ -22,8 +22,8 @@ class Waiting:
         since: Its first conflict, in seconds since the epoch by the clock of the worker that
             met it; ``None`` before the first.
         requeues: How often it has been put back.
-        is_redelivered: Whether the broker has delivered it not for the first time, now or before
-            it was put back: what is published anew counts as new.
+        is_redelivered: Whether the broker delivered the message not for the first time; of one
+            that was put back, whether it did so before. The broker itself forgets that.
     """
 
     since: float | None = None
@@ -49,8 +49,8 @@ def put_back(task: Any, countdown: float, waiting: Waiting) -> None:
     has to end this delivery with ``Ignore``. Not ``Reject(requeue=True)``: with early
     acknowledgement that loses the message, and on RabbitMQ it starves the queue.
     """
-    header = [waiting.since, waiting.requeues + 1, waiting.is_redelivered]
-    headers = {**(task.request.headers or {}), HEADER: header}
+    value = [waiting.since, waiting.requeues + 1, waiting.is_redelivered]
+    headers = {**(task.request.headers or {}), HEADER: value}
     task.signature_from_request(countdown=countdown, headers=headers).apply_async(
         add_to_parent=False
     )

@@ -113,18 +113,15 @@ class LeaseRenewer:
         asked_at = self._clock()
         try:
             answers: Sequence[bool] = store.renew_many([kept.lease.claim for kept in due])
-        except StoreError as error:
-            self._put_off(due, error)
-            return
         except Exception as error:
-            # A mistake, here or in the store; the leases must not be forgotten for it.
-            logger.exception("Renewing leases at %s failed", store)
             self._put_off(due, error)
             return
         if self._is_store_away:
             self._is_store_away = False
             logger.info("The lock store %s answers again; leases are renewed", store)
         for kept, is_ours in zip(due, answers, strict=True):
+            if not is_ours and self._is_restored(kept):
+                continue
             kept.lease.confirm(asked_at, is_ours)
             if kept.lease.is_held:
                 self._push(kept, RENEW_AFTER)
@@ -133,8 +130,27 @@ class LeaseRenewer:
             else:
                 self._report_lost(kept)
 
+    def _is_restored(self, kept: _Kept) -> bool:
+        """Whether the lease needs no verdict: its lock is back, or nobody could tell yet."""
+        try:
+            if not kept.lease.restore():
+                return False
+        except Exception as error:
+            self._put_off([kept], error)
+            return True
+        logger.warning(
+            "The lock store %s has lost data: %s was put back, its run goes on",
+            kept.lease.store,
+            kept.lease.key,
+        )
+        self._push(kept, RENEW_AFTER)
+        return True
+
     def _put_off(self, due: list[_Kept], error: Exception) -> None:
-        if not self._is_store_away:
+        if not isinstance(error, StoreError):
+            # A mistake, here or in the store; the leases must not be forgotten for it.
+            logger.error("Renewing %d leases failed", len(due), exc_info=error)
+        elif not self._is_store_away:
             self._is_store_away = True
             logger.warning("%s. Leases cannot be renewed; it is tried until they end", error)
         for kept in due:

@@ -13,6 +13,7 @@ from typing import Any
 from billiard.einfo import ExceptionWithTraceback
 from billiard.exceptions import Terminated, WorkerLostError
 from celery.worker.request import Request
+from kombu.utils.imports import symbol_by_name
 
 from .errors import KeyDerivationError, StoreError
 from .lease import new_owner_token
@@ -107,6 +108,23 @@ class SingletonRequest(Request):
         while not is_gone(self.worker_pid):
             time.sleep(LOOK_EVERY)
         self._release()
+
+
+def combined_request(task_class: type) -> type[Request]:
+    """The request class of a task: ours, and those that it or its other bases ask for.
+
+    Ours comes first, so that a method of theirs which does not call the next one leaks no lock.
+    """
+    found: list[type] = []
+    for owner in task_class.__mro__:
+        if "Request" in vars(owner):
+            request_class = symbol_by_name(vars(owner)["Request"])  # type: ignore[no-untyped-call]
+            if not any(issubclass(other, request_class) for other in found):
+                found.append(request_class)
+    if len(found) == 1:
+        return found[0]
+    bases = sorted(found, key=lambda each: each is not SingletonRequest)
+    return type("+".join(each.__name__ for each in bases), tuple(bases), {})
 
 
 def body_has_ended(request: SingletonRequest, pid: int) -> Callable[[], bool]:

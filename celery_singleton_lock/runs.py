@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from celery.exceptions import Ignore
 
+from .aborting import Abort
 from .conflict import Conflict, Fail, Requeue, decide
 from .errors import Holder, LockHeldError, StoreError
 from .lease import Lease, NestedLease, NullLease
@@ -71,7 +72,14 @@ def begin(task: Any, options: LockOptions, args: Any, kwargs: Any) -> None:
         _refuse(task, locks, options, key, holder)
     forget_waiting(request)
     event = LockEvent(task.name, request.id, key, lease.fencing_token)
-    locks.hold(lease, lambda _: _report_loss(task, event))
+    abort = request.singleton_abort = Abort.here() if options.on_lease_lost == "abort" else None
+
+    def on_lost(_: Lease) -> None:
+        if abort:
+            abort.fire()
+        _report_loss(task, event)
+
+    locks.hold(lease, on_lost)
     lock_acquired.send(sender=task, event=event)
 
 
@@ -81,6 +89,9 @@ def end(task: Any) -> None:
     lease = vars(request).get("singleton_lease")
     if not isinstance(lease, Lease) or lease.pid != os.getpid():
         return  # the second: a child that the body forked; the lease is its parent's
+    abort = vars(request).get("singleton_abort")
+    if abort:
+        abort.disarm()
     was_known_lost = lease.is_lost
     event = LockEvent(task.name, request.id, lease.key, lease.fencing_token)
     try:

@@ -18,6 +18,7 @@ from .conflict import OnConflict
 from .errors import LockHeldError
 from .lease import Lease, NestedLease, NullLease
 from .options import ATTRIBUTES, GIVEN, LockOptions, lock_options
+from .request import combined_request
 from .retrying import passing_on
 
 #: Hook → what happens where an override does not call the next one. Not ``after_return``: under
@@ -61,6 +62,10 @@ class SingletonTask(Task):
     #: ``"hold"``: nobody else gets in between a run and its retry. Default:
     #: ``singleton_lock_on_retry``, ``"release"``.
     lock_on_retry: ClassVar[str | None] = None
+    #: What becomes of a body whose lease was lost: ``"warn"``: it goes on, with a warning, and
+    #: ``self.lease.check()`` raises; ``"abort"``: it is stopped with ``LeaseLostError``, as far as
+    #: the pool can (docs/how-it-works.md). Default: ``singleton_on_lease_lost``, ``"warn"``.
+    on_lease_lost: ClassVar[str | None] = None
     #: What becomes of a run that finds the lock held: ``"skip"``, ``"fail"``, ``"requeue"``, or a
     #: callable that sees the ``Conflict`` and returns one of them. Default:
     #: ``singleton_on_conflict``, ``"skip"``. Must be said where ``lock_args`` leaves arguments out.
@@ -69,7 +74,7 @@ class SingletonTask(Task):
     #: ``LockHeldError``. Default: ``singleton_wait_timeout``, ``None`` = no limit.
     wait_timeout: ClassVar[float | timedelta | None] = None
 
-    Request = "celery_singleton_lock.request:SingletonRequest"
+    Request: str | type = "celery_singleton_lock.request:SingletonRequest"
 
     #: Strictly private: the options as checked; ``None`` for Celery's own tasks.
     _lock_options: ClassVar[LockOptions | None] = None
@@ -96,7 +101,7 @@ class SingletonTask(Task):
         cls._lock_options = options
         cls.lock_name, cls.lock_ttl = options.lock_name, options.lock_ttl
         cls.lock_at_least_for, cls.lock_on_retry = options.lock_at_least_for, options.lock_on_retry
-        cls.wait_timeout = options.wait_timeout
+        cls.on_lease_lost, cls.wait_timeout = options.on_lease_lost, options.wait_timeout
         cls.lock_args = _unbound(options.lock_args)
         cls.on_conflict = _unbound(options.on_conflict)
         throws = cls.throws if isinstance(cls.throws, (tuple, list)) else (cls.throws,)
@@ -121,6 +126,12 @@ class SingletonTask(Task):
         """Retry as Celery does; under ``lock_on_retry="hold"`` the lock is passed on first."""
         with passing_on(self, self._lock_options, kwargs):
             return super().retry(*args, **kwargs)
+
+    def start_strategy(self, app: Any, consumer: Any, **kwargs: Any) -> Any:
+        """Celery's hook: a worker makes itself ready to receive this task."""
+        # Not earlier: a request class that is named by a string may not be importable before.
+        self.Request = combined_request(type(self))
+        return super().start_strategy(app, consumer, **kwargs)
 
     def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:
         """Celery's hook: take the lock, or end the run."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 # The thorough profile is what CI runs: `tox run -e keys`.
@@ -11,3 +12,10 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 settings.load_profile("default")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("random kills", "the long form is `tox run -e kills`")
+    group.addoption("--child-kills", type=int, default=10, help="killed pool processes")
+    group.addoption("--worker-kills", type=int, default=2, help="killed workers")
+    group.addoption("--kills-seed", type=int, default=1, help="repeats the plan, not the timing")

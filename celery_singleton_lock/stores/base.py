@@ -50,10 +50,13 @@ class Acquisition(NamedTuple):
     Attributes:
         is_acquired: Whether the asking owner has the lock now.
         holder: Who has it, whoever that is.
+        epoch: If it was acquired: which life of the store's data the lock belongs to. Another
+            one now means that the store has lost data since; see :meth:`LockStore.restore`.
     """
 
     is_acquired: bool
     holder: Holder
+    epoch: str = ""
 
 
 class LockStore(ABC):
@@ -107,6 +110,27 @@ class LockStore(ABC):
 
         Returns:
             False when it was not the caller's any more; then nothing was changed.
+        """
+
+    @abstractmethod
+    def restore(
+        self, key: str, owner_token: str, ttl: float, holder: Holder, epoch: str
+    ) -> str | None:
+        """Put a lock back that the store has lost, for ``ttl`` seconds, as it was.
+
+        Only if the store itself shows that it has lost data since the lock was taken, and the
+        key is free: a lock that expired, or that was freed by whomever, stays so. The caller has
+        to know that its run still goes on, and that nobody else could have had the lock.
+
+        Args:
+            key: The lock key.
+            owner_token: The secret of the execution that had the lock.
+            ttl: Seconds that it shall live from now on.
+            holder: As ``acquire`` gave it; the fencing token stays, and later ones are higher.
+            epoch: As ``acquire``, or the last ``restore``, gave it.
+
+        Returns:
+            The store's epoch now; ``None`` when the lock was not put back.
         """
 
     @abstractmethod

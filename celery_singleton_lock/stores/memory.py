@@ -42,6 +42,7 @@ class MemoryStore(LockStore):
         self._clock = clock
         self._locks: dict[str, _HeldLock] = {}
         self._last_fencing_token = 0
+        self._epoch = 1
         self._mutex = Lock()
 
     @classmethod
@@ -65,7 +66,7 @@ class MemoryStore(LockStore):
             is_acquired = held.owner_token == owner_token
             if is_acquired:
                 held.expires_at = now + ttl
-            return Acquisition(is_acquired, held.holder)
+            return Acquisition(is_acquired, held.holder, str(self._epoch) if is_acquired else "")
 
     def renew_many(self, claims: Sequence[Claim]) -> list[bool]:
         """See :meth:`LockStore.renew_many`."""
@@ -92,6 +93,28 @@ class MemoryStore(LockStore):
             if held is not None:
                 held.hold = seconds
             return held is not None
+
+    def restore(
+        self, key: str, owner_token: str, ttl: float, holder: Holder, epoch: str
+    ) -> str | None:
+        """See :meth:`LockStore.restore`."""
+        with self._mutex:
+            held = self._living(key)
+            if held is None and epoch != str(self._epoch):
+                held = self._locks[key] = _HeldLock(owner_token, 0.0, holder)
+                last = max(self._last_fencing_token, holder.fencing_token)
+                self._last_fencing_token = last
+            if held is None or held.owner_token != owner_token:
+                return None
+            held.expires_at = self._clock() + ttl
+            return str(self._epoch)
+
+    def lose_data(self) -> None:
+        """Forget everything, as a server does that comes back empty: for tests."""
+        with self._mutex:
+            self._locks.clear()
+            self._last_fencing_token = 0
+            self._epoch += 1
 
     def holder(self, key: str) -> Holder | None:
         """See :meth:`LockStore.holder`."""

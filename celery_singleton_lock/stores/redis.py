@@ -10,14 +10,16 @@ key                                   type   content                   lives
                                              token, task id, worker,   renewal; once it is
                                              pid, since_us, fencing    released, as long as it
                                              token, hold_ms            is to be kept
-``singleton:{23}:fencing``            string the bucket's last fencing for ever: there are 64
-                                             token
+``singleton:{23}:fencing``            hash   the bucket: its last      for ever: there are 64
+                                             fencing token; epoch,
+                                             when it began
 ===================================== ====== ========================= ======================
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
@@ -46,6 +48,7 @@ ACQUIRE = load_script("acquire")
 RENEW = load_script("renew")
 RELEASE = load_script("release")
 HOLD = load_script("hold")
+RESTORE = load_script("restore")
 
 try:
     from redis.maint_notifications import MaintNotificationsConfig
@@ -111,9 +114,9 @@ class RedisStore(LockStore):
 
     def acquire(self, key: str, owner_token: str, ttl: float, claimant: Claimant) -> Acquisition:
         """See :meth:`LockStore.acquire`. One round trip."""
-        keys_and_args = (key, _fencing_counter(key), owner_token, _ms(ttl), *claimant)
-        is_acquired, *holder = self._ask(lambda: self._run(ACQUIRE, 2, *keys_and_args))
-        return Acquisition(bool(is_acquired), _holder(holder))
+        keys_and_args = (key, _bucket(key), owner_token, _ms(ttl), *claimant)
+        is_acquired, *answer = self._ask(lambda: self._run(ACQUIRE, 2, *keys_and_args))
+        return Acquisition(bool(is_acquired), _holder(answer[:5]), *answer[5:])
 
     def renew_many(self, claims: Sequence[Claim]) -> list[bool]:
         """See :meth:`LockStore.renew_many`. One pipelined round trip, however many claims."""
@@ -128,6 +131,15 @@ class RedisStore(LockStore):
         """See :meth:`LockStore.hold`. One round trip."""
         hold_ms = _ms(seconds) if seconds else 0
         return bool(self._ask(lambda: self._run(HOLD, 1, key, owner_token, hold_ms)))
+
+    def restore(
+        self, key: str, owner_token: str, ttl: float, holder: Holder, epoch: str
+    ) -> str | None:
+        """See :meth:`LockStore.restore`. One round trip."""
+        task_id, worker, pid, since, fencing_token = astuple(holder)
+        as_it_was = (task_id, worker, pid, round(since * 1_000_000), fencing_token)
+        keys_and_args = (key, _bucket(key), owner_token, _ms(ttl), epoch, *as_it_was)
+        return self._ask(lambda: self._run(RESTORE, 2, *keys_and_args))  # type: ignore[no-any-return]
 
     def holder(self, key: str) -> Holder | None:
         """See :meth:`LockStore.holder`. One round trip."""
@@ -192,9 +204,9 @@ def _what_it_did(error: Exception) -> str:
     return "did not answer"
 
 
-def _fencing_counter(key: str) -> str:
-    bucket, _, _ = key.partition("}")
-    return f"{bucket}}}:fencing"
+def _bucket(key: str) -> str:
+    prefix_and_tag, _, _ = key.partition("}")
+    return f"{prefix_and_tag}}}:fencing"
 
 
 def _holder(fields: Sequence[Any]) -> Holder:

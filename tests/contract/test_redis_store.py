@@ -55,7 +55,8 @@ def test_fencing_tokens_are_microseconds_to_the_last_digit(store, client):
     seconds, microseconds = client.time()
 
     assert re.fullmatch(r"\d{16}", client.hget(KEY, "fencing_token"))
-    assert client.get("singleton:{7}:fencing") == str(token)
+    bucket = client.hgetall("singleton:{7}:fencing")
+    assert bucket == {"fencing_token": str(token), "epoch": str(token)}
     assert 0 <= seconds * 1_000_000 + microseconds - token < 60_000_000
 
 
@@ -66,9 +67,27 @@ def test_fencing_tokens_grow_over_the_loss_of_all_data(store, client):
     assert store.acquire(KEY, "b", 60.0, ME).holder.fencing_token > before
 
 
+def test_a_lock_is_put_back_into_a_server_that_came_back_with_an_old_snapshot(store, client):
+    store.check(KEY)
+    snapshot = client.hgetall("singleton:{7}:fencing")
+    _, holder, epoch = store.acquire(KEY, "a", 60.0, ME)
+    client.delete(KEY)
+    client.hset("singleton:{7}:fencing", mapping=snapshot)
+
+    assert store.restore(KEY, "a", 60.0, holder, epoch) == epoch == snapshot["epoch"]
+    assert client.hget("singleton:{7}:fencing", "fencing_token") == str(holder.fencing_token)
+
+
+def test_a_lock_that_an_operator_deleted_is_not_put_back(store, client):
+    _, holder, epoch = store.acquire(KEY, "a", 60.0, ME)
+    client.delete(KEY)
+
+    assert store.restore(KEY, "a", 60.0, holder, epoch) is None
+
+
 def test_fencing_tokens_grow_although_the_servers_clock_lies_behind(store, client):
     ahead = 9_000_000_000_000_000  # below 2**53, far in the future
-    client.set("singleton:{7}:fencing", ahead)
+    client.hset("singleton:{7}:fencing", "fencing_token", ahead)
 
     assert store.acquire(KEY, "a", 60.0, ME).holder.fencing_token == ahead + 1
 

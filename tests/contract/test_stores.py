@@ -180,6 +180,66 @@ def test_renewal_never_creates_a_lock(store, let_time_pass):
     assert store.holder(KEY) is None
 
 
+def test_a_lock_that_the_store_has_lost_is_put_back_as_it_was(store, let_time_pass, lose_data):
+    _, holder, epoch = store.acquire(KEY, "a", LONG, FIRST)
+    lose_data()
+
+    assert store.restore(KEY, "a", TTL, holder, epoch) not in (None, epoch)
+
+    assert store.holder(KEY) == holder
+    assert not store.acquire(KEY, "b", LONG, SECOND).is_acquired
+    assert store.renew(KEY, "a", TTL)
+    let_time_pass(TTL * 1.5)
+    assert store.acquire(KEY, "b", LONG, SECOND).holder.fencing_token > holder.fencing_token
+
+
+def test_putting_a_lock_back_again_gives_the_same_answer(store, lose_data):
+    _, holder, epoch = store.acquire(KEY, "a", LONG, FIRST)
+    lose_data()
+
+    answer = store.restore(KEY, "a", LONG, holder, epoch)
+
+    assert store.restore(KEY, "a", LONG, holder, epoch) == answer
+    assert store.holder(KEY) == holder
+
+
+def test_each_loss_of_data_can_be_mended_and_for_each_lock(store, lose_data):
+    # Two locks of one bucket; the first one was the bucket's first.
+    keys = [KEY, KEY + "0"]
+    locks = {key: store.acquire(key, key, LONG, FIRST) for key in keys}
+    epochs = {key: locks[key].epoch for key in keys}
+
+    for _ in range(2):
+        lose_data()
+        for key in keys:
+            epochs[key] = store.restore(key, key, LONG, locks[key].holder, epochs[key])
+            assert epochs[key]
+
+    assert [store.holder(key) for key in keys] == [locks[key].holder for key in keys]
+
+
+def test_a_lock_that_ended_in_any_other_way_is_not_put_back(store, let_time_pass):
+    _, holder, epoch = store.acquire(KEY, "a", TTL, FIRST)
+    let_time_pass(TTL * 1.5)
+    assert store.restore(KEY, "a", LONG, holder, epoch) is None
+
+    _, holder, epoch = store.acquire(KEY, "b", LONG, FIRST)
+    store.release(KEY, "b")
+    assert store.restore(KEY, "b", LONG, holder, epoch) is None
+
+    assert store.holder(KEY) is None
+
+
+def test_a_lock_that_is_somebody_elses_by_now_is_not_put_back(store, lose_data):
+    _, holder, epoch = store.acquire(KEY, "a", LONG, FIRST)
+    lose_data()
+    second = store.acquire(KEY, "b", LONG, SECOND)
+
+    assert second.is_acquired
+    assert store.restore(KEY, "a", LONG, holder, epoch) is None
+    assert store.holder(KEY) == second.holder
+
+
 def test_many_claims_are_answered_in_their_order(store):
     keys = [f"singleton:{{{n % 64}}}:1:report:{n}" for n in range(100)]
     for number, key in enumerate(keys):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from celery_singleton_lock.errors import StoreError
+from celery_singleton_lock.errors import Holder, StoreError
 from celery_singleton_lock.stores.base import Acquisition, Claim, Claimant
 from celery_singleton_lock.stores.memory import MemoryStore
 
@@ -12,10 +12,12 @@ from celery_singleton_lock.stores.memory import MemoryStore
 class AbsentStore(MemoryStore):
     """A memory store that raises StoreError while ``is_away``, and keeps count of what it is asked.
 
-    With ``loses_replies`` it does what it is asked, and raises all the same.
+    With ``is_away_for`` it does so for one verb only, with ``loses_replies`` it does what it is
+    asked, and raises all the same.
     """
 
     is_away = False
+    is_away_for = ""
     loses_replies = False
     asked = 0
 
@@ -31,9 +33,14 @@ class AbsentStore(MemoryStore):
     def hold(self, key: str, owner_token: str, seconds: float) -> bool:
         return self._answer(super().hold, key, owner_token, seconds)
 
+    def restore(
+        self, key: str, owner_token: str, ttl: float, holder: Holder, epoch: str
+    ) -> str | None:
+        return self._answer(super().restore, key, owner_token, ttl, holder, epoch)
+
     def _answer(self, verb, *args):
         self.asked += 1
-        if self.is_away:
+        if self.is_away or verb.__name__ == self.is_away_for:
             raise StoreError("away")
         answer = verb(*args)
         if self.loses_replies:

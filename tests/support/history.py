@@ -17,6 +17,7 @@ import redis
 from waiting import wait_until
 
 PREFIX = "worker_app:history:"
+EFFECTS = "worker_app:effects:"
 #: Seconds that a history is kept: in a Redis that is not ours, nothing stays behind.
 KEPT_FOR = 600
 
@@ -64,8 +65,8 @@ class History:
     def recorded(self, run: Run) -> Iterator[None]:
         """Write down ``run`` at once, and its end when the ``with`` block ends."""
         place = uuid4().hex
-        self._write(place, run)
-        try:
+        try:  # what ends a body can come while its start is written
+            self._write(place, run)
             yield
         finally:
             self._write(place, run._replace(end=time.monotonic()))
@@ -74,6 +75,15 @@ class History:
         """All runs of these labels, in the order of their starts."""
         values = [value for label in labels for value in self._client.hvals(PREFIX + label)]
         return sorted((Run(*json.loads(value)) for value in values), key=lambda run: run.start)
+
+    def note_effect(self, label: str, task_id: str) -> None:
+        """Do what a body is there for: once or several times makes no difference."""
+        self._client.sadd(EFFECTS + label, task_id)
+        self._client.expire(EFFECTS + label, KEPT_FOR)
+
+    def effects(self, *labels: str) -> set[str]:
+        """The task ids whose effects are there."""
+        return self._client.sunion([EFFECTS + label for label in labels])
 
     def wait_for_starts(self, *labels: str, count: int = 1) -> list[Run]:
         """Wait until at least ``count`` runs of these labels have started."""

@@ -19,6 +19,7 @@ from typing import Any
 import redis
 from celery import Celery
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
+from celery.worker.request import Request
 
 from celery_singleton_lock import Conflict, SingletonTask
 from history import KEPT_FOR, History, Run
@@ -51,6 +52,32 @@ def hold(self, label):
 @by_label(lock_ttl=1.0)
 def hold_beyond_ttl(self, label):
     """As ``hold``, with a ttl that is much shorter than the test."""
+    with _recorded(self, label):
+        _wait_at_gate(label)
+    return label
+
+
+@by_label(lock_ttl=1.0, on_lease_lost="abort")
+def stop_when_lost(self, label):
+    """As ``hold_beyond_ttl``, and is stopped when it has lost its lease."""
+    with _recorded(self, label):
+        _wait_at_gate(label)
+    return label
+
+
+class CarelessRequest(Request):
+    """Somebody's own request class, whose methods do not call the next ones."""
+
+    def on_accepted(self, pid, time_accepted):
+        print(f"{self.id} was accepted")
+
+    def on_failure(self, exc_info, *args, **kwargs):
+        print(f"{self.id} failed")
+
+
+@by_label(Request=CarelessRequest)
+def hold_with_own_request(self, label):
+    """As ``hold``, with a request class of its own."""
     with _recorded(self, label):
         _wait_at_gate(label)
     return label
@@ -130,6 +157,14 @@ def die_once(self, label):
         if is_first:
             os.kill(os.getpid(), signal.SIGKILL)
         return label
+
+
+@by_label(acks_late=True, reject_on_worker_lost=True, on_conflict="requeue", lock_ttl=2.5)
+def have_effect(self, label, seconds):
+    """Has its effect at the very end: a run that is killed has none."""
+    with _recorded(self, label):
+        time.sleep(seconds)
+        history().note_effect(label, self.request.id)
 
 
 @by_label(on_conflict="skip")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor, wait
+from threading import Event
+
 import pytest
 
 from celery_singleton_lock.errors import LeaseLostError, StoreError
@@ -160,6 +163,72 @@ def test_a_confirmed_loss_stays_a_loss(new_lease, clock):
     lease.confirm(clock(), is_ours=True)
 
     assert lease.is_lost
+
+
+def test_a_lease_that_has_ended_by_its_own_clock_is_not_put_back(new_lease, clock, store):
+    lease = new_lease(ttl=10)
+    lease.acquire()
+    store.lose_data()
+    clock.advance(10)
+
+    assert not lease.restore()
+    assert store.holder("report") is None
+
+
+def test_a_lease_that_is_put_back_lives_a_full_ttl_from_then_on(new_lease, clock, store):
+    lease = new_lease(ttl=10)
+    lease.acquire()
+    for _ in range(3):  # as often as the store loses it
+        store.lose_data()
+        clock.advance(9)
+        assert lease.restore()
+    clock.advance(9)
+
+    assert lease.is_held
+    assert store.holder("report") is not None
+
+
+@pytest.mark.parametrize("is_answered", [True, False])
+def test_a_lease_that_was_given_back_stays_so_whatever_the_store_loses(
+    new_lease, store, is_answered
+):
+    lease = new_lease()
+    lease.acquire()
+    store.is_away = not is_answered
+    if is_answered:
+        lease.release()
+    else:
+        with pytest.raises(StoreError):
+            lease.release()
+    store.is_away = False
+    store.lose_data()
+
+    assert not lease.restore()
+    assert store.holder("report") is None
+
+
+def test_a_release_waits_for_a_lock_that_is_being_put_back(new_lease, store):
+    lease = new_lease()
+    lease.acquire()
+    store.lose_data()
+    has_begun, may_go_on, restore = Event(), Event(), store.restore
+
+    def slow_restore(*args):
+        has_begun.set()
+        assert may_go_on.wait(10)
+        return restore(*args)
+
+    store.restore = slow_restore
+    with ThreadPoolExecutor(2) as threads:
+        put_back = threads.submit(lease.restore)
+        assert has_begun.wait(10)
+        released = threads.submit(lease.release)
+        assert not wait([released], timeout=0.1).done
+        may_go_on.set()
+
+    assert put_back.result()
+    assert released.result()
+    assert store.holder("report") is None
 
 
 def test_a_late_yes_proves_that_the_lock_was_never_anyone_elses(new_lease, clock):

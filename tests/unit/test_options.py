@@ -305,6 +305,10 @@ def test_hooks_that_call_the_next_one_are_fine():
         ({"lock_ttl": True}, "lock_ttl"),
         ({"lock_ttl": float("nan")}, "lock_ttl"),
         ({"lock_at_least_for": -1}, "lock_at_least_for of task shop.buy must be .* from 0 on"),
+        (
+            {"on_lease_lost": "stop"},
+            "on_lease_lost of task shop.buy must be 'warn' or 'abort', not 'stop'",
+        ),
         ({"lock_on_retry": "keep"}, "lock_on_retry of task shop.buy must be 'release' or 'hold'"),
         ({"wait_timeout": -1}, r"wait_timeout of task shop\.buy"),
         ({"on_conflict": "skipp"}, "on_conflict of task shop.buy .*Did you mean skip"),

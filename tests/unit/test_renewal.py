@@ -128,6 +128,44 @@ def test_a_store_that_stays_away_loses_the_lease_by_the_leases_own_clock(
     assert store.holder("report") is None, "renewal must not have brought it back"
 
 
+def test_a_lock_that_the_store_has_lost_is_put_back(renewer, new_lease, clock, store, lost, caplog):
+    lease = new_lease(ttl=30)
+    lease.acquire()
+    renewer.keep(lease, lost.append)
+    fencing_token = lease.fencing_token
+    store.lose_data()
+
+    with caplog.at_level(logging.WARNING, "celery_singleton_lock"):
+        for _ in range(40):
+            clock.advance(1)
+            renewer.renew_due()
+
+    assert lost == []
+    assert lease.is_held
+    assert store.holder("report").fencing_token == fencing_token
+    (line,) = caplog.messages
+    assert "report was put back" in line
+
+
+def test_putting_a_lock_back_is_tried_until_the_lease_ends(renewer, new_lease, clock, store, lost):
+    lease = new_lease(ttl=30)
+    lease.acquire()
+    renewer.keep(lease, lost.append)
+    store.lose_data()
+    store.is_away_for = "restore"
+
+    for _ in range(25):
+        clock.advance(1)
+        renewer.renew_due()
+    assert lost == []
+    store.is_away_for = ""
+    clock.advance(3)
+    renewer.renew_due()
+
+    assert lease.is_held
+    assert store.holder("report") is not None
+
+
 def test_a_callback_that_raises_does_not_end_the_renewal_of_others(
     renewer, new_lease, clock, store, caplog
 ):

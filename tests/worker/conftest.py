@@ -120,6 +120,7 @@ def settings(
         "broker_connection_retry_on_startup": True,
         "singleton_store_url": lock_server.url(),
         "history_url": result_backend,
+        "include": ["ending_tasks"],
     }
 
 
@@ -238,15 +239,15 @@ def launch_worker(
     request: pytest.FixtureRequest, launch: Callable[..., CeleryTestWorker]
 ) -> Iterator[Callable[..., CeleryTestWorker]]:
     """Starts workers of this test's own, to be killed at will, and does not wait for them."""
-    own = request.node.stash.setdefault(WORKERS, [])
-    first = len(own)
+    own = []
 
     def launch_worker(**kwargs: Any) -> CeleryTestWorker:
         own.append(launch(**kwargs))
+        request.node.stash.setdefault(WORKERS, []).append(own[-1])
         return own[-1]
 
     yield launch_worker
-    for worker in own[first:]:
+    for worker in own:
         worker.teardown()
 
 

@@ -18,6 +18,7 @@ from worker_app import (
     die_once,
     hold,
     hold_beyond_ttl,
+    hold_with_own_request,
     ignore_the_end,
     ignore_the_end_beyond_ttl,
     open_gate,
@@ -82,6 +83,19 @@ def test_a_killed_childs_message_that_goes_back_to_the_queue_runs_again(
 
     assert result.get(timeout=20) == label
     assert len(history.runs(label)) == 2
+    lock_is_gone()
+
+
+def test_a_task_may_have_a_request_class_of_its_own(
+    own_worker, history, label, lock_is_gone, held_locks
+):
+    result = hold_with_own_request.apply_async((label,), queue=own_worker.worker_queue)
+    (run,) = history.wait_for_starts(label)
+    own_worker.wait_for_log(f"{result.id} was accepted")
+
+    os.kill(run.pid, signal.SIGKILL)
+
+    own_worker.wait_for_log(f"{result.id} failed")
     lock_is_gone()
 
 

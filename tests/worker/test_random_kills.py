@@ -1,0 +1,154 @@
+"""R1, R3 and R9 under load, while children and whole workers are killed at random.
+
+The short form runs with all tests, the long one by ``tox run -e kills``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from uuid import uuid4
+
+import pytest
+from celery import states
+
+from random_kills import Broker, Killer, Load, plan
+from servers import redis_or_skip
+from timeline import overlaps
+from waiting import wait_until
+from worker_app import have_effect
+
+KEYS = 12
+#: Runs that are published and not done.
+BACKLOG = 2 * KEYS
+#: Seconds until the message of a dead worker comes back. Longer than the longest delay of a run
+#: that was put back: so long such a message sits in a worker that lives.
+VISIBILITY_TIMEOUT = 7
+#: Seconds for what is left after the last kill.
+LONGEST_REST = 90.0
+
+
+@pytest.fixture
+def broker_server():
+    """A Redis for the one queue of this test."""
+    with redis_or_skip() as server:
+        yield server
+
+
+@pytest.fixture
+def own_settings(broker_server):
+    return {
+        "broker_url": broker_server.url(),
+        "broker_transport_options": {
+            "visibility_timeout": VISIBILITY_TIMEOUT,
+            # A worker that is killed while it puts messages back bars the others so long.
+            "unacked_mutex_expire": 2,
+        },
+        "task_default_queue": f"kills-{uuid4().hex[:12]}",
+        "worker_prefetch_multiplier": 1,
+        "result_expires": 3600,
+    }
+
+
+@pytest.fixture
+def sender(new_app, own_settings):
+    return new_app(**own_settings)
+
+
+@pytest.fixture
+def broker(sender, own_settings, broker_server):
+    with sender.connection_for_write() as connection, broker_server.client() as client:
+        yield Broker(own_settings["task_default_queue"], connection, client)
+
+
+@pytest.fixture
+def load(sender, seed, labels, history):
+    def publish(label, seconds):
+        return sender.send_task(have_effect.name, (label, seconds)).id
+
+    return Load(seed, labels, publish, history)
+
+
+@pytest.fixture
+def labels(new_label):
+    return [new_label() for _ in range(KEYS)]
+
+
+@pytest.fixture
+def killer(own_settings, launch_worker, broker, load):
+    workers = [launch_worker(concurrency=6, **own_settings) for _ in range(2)]
+    for worker in workers:
+        worker.ready()
+    return Killer(workers, broker, load)
+
+
+@pytest.fixture
+def seed(request):
+    return request.config.option.kills_seed
+
+
+@pytest.fixture
+def steps(request, seed):
+    """The plan; how to repeat it is shown when the test fails."""
+    given = request.config.option
+    counts = f"--child-kills={given.child_kills} --worker-kills={given.worker_kills}"
+    print(f"To repeat the plan, though not the timing: {counts} --kills-seed={seed}")
+    return plan(seed, given.child_kills, given.worker_kills)
+
+
+def test_one_seed_makes_one_plan():
+    steps = plan(7, 8, 2)
+
+    assert steps == plan(7, 8, 2)
+    assert steps != plan(8, 8, 2)
+    assert Counter(step.target for step in steps) == {"body": 6, "child": 2, "worker": 2}
+
+
+def test_whatever_is_killed_every_task_is_done_and_no_two_runs_of_a_key_overlap(
+    steps, killer, load, broker, labels, held_locks, app
+):
+    long = 1.3 * have_effect.lock_ttl  # then its lease must have been renewed
+    began = time.monotonic()
+
+    # When processes are killed while there is work all the time, and what is left is done
+    for number, step in enumerate(steps, 1):
+        due = time.monotonic() + step.delay
+        while time.monotonic() < due:
+            load.top_up(BACKLOG, long)
+            killer.supervise()
+            time.sleep(0.05)
+        killer.carry_out(step)
+        print(f"{time.monotonic() - began:6.1f} s: {number} of {len(steps)} kills, {load}")
+    wait_until(
+        lambda: killer.supervise() or not broker.task_ids(),
+        "every message is acknowledged",
+        timeout=LONGEST_REST,
+    )
+    wait_until(
+        lambda: not (load.undone() or broker.task_ids()),
+        "every task is done, now that no message is left",  # but one that is being delivered
+    )
+    wait_until(lambda: not held_locks(), "no lock is left", timeout=have_effect.lock_ttl + 1)
+    print(f"{time.monotonic() - began:6.1f} s: all done, {load}")
+
+    # Then all succeeded, one at a time
+    assert Counter(app.backend.get_state(each) for each in load.task_ids) == {
+        states.SUCCESS: len(load.task_ids)
+    }
+    runs = killer.runs()
+    assert [run for run in runs if not run.is_over] == []
+    for label in labels:
+        ours = [run for run in runs if run.label == label]
+        assert overlaps(ours) == 0
+        tokens = [run.fencing_token for run in ours]
+        assert tokens == sorted(set(tokens))
+
+    # And the test was worth it
+    cut_short = [run for run in load.runs() if not run.is_over]
+    hits = [kill for kill in killer.kills if any(kill.ended(run) for run in cut_short)]
+    in_body = sum(not kill.is_of_worker for kill in hits)
+    renewed = sum(run.end - run.start > have_effect.lock_ttl for run in runs)
+    print(f"{len(runs)} bodies, {renewed} beyond the ttl; {in_body} children were killed in one")
+    assert len(killer.kills) == len(steps)
+    assert in_body >= sum(step.target != "worker" for step in steps) / 2
+    assert renewed
