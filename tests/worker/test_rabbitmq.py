@@ -10,6 +10,7 @@ import celery
 import psutil
 import pytest
 
+from lock_watch import executes
 from rabbitmq_server import GivenRabbitmq, given_url
 from servers import rabbitmq_or_skip
 from timeline import overlaps
@@ -72,11 +73,6 @@ def wait_for_empty_queue(rabbitmq):
         wait_until(lambda: rabbitmq.messages(queue) == 0, "every message is acknowledged")
 
     return wait_for_empty_queue
-
-
-def executes(pid):
-    """Whether the process can still do anything; one that waits to be reaped cannot."""
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
 @pytest.mark.parametrize("others", [0, 10], ids=["alone", "among others"])
