@@ -68,17 +68,25 @@ class Outcome(NamedTuple):
         free: When its lock is free.
         message: What becomes of its message.
         runs: How many bodies have run when all is over.
+        task: Another task than the ending's, of ``ending_tasks``.
     """
 
     state: State
     free: Free = AT_ONCE
     message: Message = DONE
     runs: int = 1
+    task: str | None = None
 
     @property
     def states(self) -> set[str]:
         """The states that are right on the Celery that is installed."""
         return set(_of_this_celery(self.state).split(" or "))
+
+
+#: What is to become of it, or why it cannot happen; by the Celery version from which on it is so,
+#: where that differs.
+Fate = Union[Outcome, str]
+Fates = Union[Fate, Mapping[str, Fate]]
 
 
 @dataclass(frozen=True)
@@ -88,7 +96,7 @@ class Ending:
     Attributes:
         name: What ends it.
         how: What the task is told to do; see ``ending_tasks``.
-        outcomes: By pool; a string where it cannot happen, with the reason.
+        outcomes: By pool; text where it cannot happen, with the reason.
         task: The task, of ``ending_tasks``.
         play: Makes it happen.
         options: For ``apply_async``.
@@ -99,7 +107,7 @@ class Ending:
 
     name: str
     how: str
-    outcomes: Mapping[str, Union[Outcome, str]]
+    outcomes: Mapping[str, Fates]
     task: str = "end"
     play: Callable[[Any], None] = lambda stage: stage.send()
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -107,16 +115,20 @@ class Ending:
     own_worker: bool = False
     since: str = "5.4"
 
+    def outcome(self, pool: str) -> Fate:
+        """On this pool, with the Celery that is installed."""
+        return _of_this_celery(self.outcomes[pool])
+
     @property
     def is_known_to_this_celery(self) -> bool:
         """Whether the Celery that is installed can do it."""
         return Version(self.since) <= CELERY
 
 
-def _of_this_celery(state: State) -> str:
-    if isinstance(state, str):
-        return state
-    return next(state[v] for v in sorted(state, key=Version, reverse=True) if Version(v) <= CELERY)
+def _of_this_celery(value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    return next(value[v] for v in sorted(value, key=Version, reverse=True) if Version(v) <= CELERY)
 
 
 # --- how to make them happen --------------------------------------------------------------------
@@ -181,7 +193,7 @@ def shut_down_cold(stage: Any) -> None:
     stage.send()
     stage.body()
     stage.signal_worker("SIGQUIT")
-    if stage.pool == "threads":
+    if stage.pool == "threads" or (stage.pool == "solo" and Version("5.7") > CELERY):
         stage.wait_for_log("Cold shutdown", "on_cold_shutdown")
         stage.open_gate()
     if "ignore the end" in stage.ending.how:
@@ -249,7 +261,10 @@ def lose_the_connection_for_a_while(stage: Any) -> None:
     """The copy that it delivers then meets the first one's lock, if it comes at all."""
     lose_the_connection(stage)
     if stage.is_late:
-        stage.worker.wait_for_log("goes back to the queue")
+        stage.wait_for_copy()
+        # Before 5.7 the copy stands behind the first one in the same child.
+        if stage.pool != "prefork" or Version("5.7") <= CELERY:
+            stage.worker.wait_for_log("goes back to the queue")
     stage.open_gate()
 
 
@@ -448,9 +463,9 @@ LIMITS: Sequence[Ending] = [
     _ending(
         "hard time limit, late, `acks_on_failure_or_timeout=False`",
         "body: wait, once",
-        Outcome("SUCCESS", KILLED, AGAIN, runs=2),
+        {"5.4": Outcome("FAILURE", KILLED), "5.5": Outcome("SUCCESS", KILLED, AGAIN, runs=2)},
         NO_LIMITS,
-        gevent=SUCCESS_AGAIN,
+        gevent={"5.4": Outcome("FAILURE", AT_ONCE, UNACKNOWLEDGED), "5.7": SUCCESS_AGAIN},
         task="end_requeued",
         **HARD,
     ),
@@ -562,6 +577,7 @@ REVOCATIONS: Sequence[Ending] = [
         "`revoke(terminate=True)`",
         "body: wait",
         REVOKED,
+        gevent={"5.4": "this pool cannot end single runs before Celery 5.5", "5.5": REVOKED},
         threads="this pool cannot end single runs",
         solo=ONE_THREAD,
         play=revoke_with("SIGTERM"),
@@ -626,10 +642,24 @@ REVOCATIONS: Sequence[Ending] = [
     ),
 ]
 
-#: What a cold shutdown stores for a run that it ended.
-COLD_LATE = {"5.4": "FAILURE", "5.5": "RETRY", "5.6": "PENDING"}
-COLD_EARLY = {"5.4": "FAILURE", "5.5": "RETRY"}
-CANCELLED = Outcome("PENDING", AT_ONCE, LOST)
+#: 5.4 takes a run that a cold shutdown ended for one that failed.
+COLD_LATE = {
+    "5.4": FAILURE,
+    "5.5": Outcome("RETRY", AT_ONCE, BACK),
+    "5.6": Outcome("PENDING", AT_ONCE, BACK),
+}
+COLD_EARLY = {"5.4": FAILURE, "5.5": Outcome("RETRY", AT_ONCE, LOST)}
+#: 5.4 ends the process without a word to its greenlets.
+COLD_LATE_GREENLETS = {
+    "5.4": Outcome("PENDING", BY_TTL, BACK, task="end_late_with_ttl"),
+    "5.5": Outcome("PENDING", AT_ONCE, LOST),
+}
+COLD_EARLY_GREENLETS = {
+    "5.4": Outcome("PENDING", BY_TTL, LOST, task="end_with_ttl"),
+    "5.5": Outcome("PENDING", AT_ONCE, LOST),
+}
+#: Celery 5.7 raises an error of its own in the body.
+COLD_SOLO = {"5.4": SUCCESS, "5.7": FAILURE}
 #: The only thread of the solo pool sends an early acknowledgement when the body is over.
 STILL_UNACKNOWLEDGED = Outcome("PENDING", BY_TTL, BACK)
 
@@ -638,10 +668,10 @@ SHUTDOWNS: Sequence[Ending] = [
     _ending(
         "cold shutdown, late acknowledgement",
         "body: wait",
-        Outcome(COLD_LATE, AT_ONCE, BACK),
-        CANCELLED,
+        COLD_LATE,
+        COLD_LATE_GREENLETS,
         threads=SUCCESS,
-        solo=FAILURE,
+        solo=COLD_SOLO,
         play=shut_down_cold,
         own_worker=True,
         **LATE,
@@ -649,10 +679,10 @@ SHUTDOWNS: Sequence[Ending] = [
     _ending(
         "cold shutdown, early acknowledgement",
         "body: wait",
-        Outcome(COLD_EARLY, AT_ONCE, LOST),
-        CANCELLED,
+        COLD_EARLY,
+        COLD_EARLY_GREENLETS,
         threads=SUCCESS,
-        solo=FAILURE,
+        solo=COLD_SOLO,
         play=shut_down_cold,
         own_worker=True,
     ),
@@ -667,7 +697,7 @@ SHUTDOWNS: Sequence[Ending] = [
     _ending(
         "soft shutdown, the body takes longer",
         "body: wait",
-        Outcome(COLD_LATE, AT_ONCE, BACK),
+        COLD_LATE,
         "as a cold shutdown",
         play=shut_down_cold,
         settings={"worker_soft_shutdown_timeout": 1.0},
@@ -678,7 +708,7 @@ SHUTDOWNS: Sequence[Ending] = [
         "soft shutdown, the body is ready in time",
         "body: wait",
         SUCCESS,
-        solo=FAILURE,
+        solo=COLD_SOLO,
         play=shut_down_softly,
         settings={"worker_soft_shutdown_timeout": 3.0},
         since="5.5",

@@ -32,7 +32,8 @@ class Stage:
     def __init__(self, app, ending, pool, worker, broker, label, history, watch):
         self.worker = worker
         self.result = None
-        self.is_late = self._task(ending).acks_late
+        self._task = getattr(ending_tasks, ending.outcome(pool).task or ending.task)
+        self.is_late = self._task.acks_late
         self.pool, self.ending = pool, ending
         self._app, self._broker = app, broker
         self._label, self._history, self._watch = label, history, watch
@@ -42,7 +43,7 @@ class Stage:
     def send(self):
         """Publish the run."""
         with self._app.connection(self._broker.url()) as connection:
-            self.result = self._task(self.ending).apply_async(
+            self.result = self._task.apply_async(
                 (self._label, self.ending.how),
                 queue=self.worker.worker_queue,
                 task_id=self._task_id,
@@ -51,8 +52,10 @@ class Stage:
             )
 
     def body(self):
-        """The first run, once it has started."""
+        """The first run, once it has started, and its message is acknowledged if that is early."""
         self._history.wait_for_starts(self._label)
+        if not self.is_late and self.pool != "solo":
+            wait_until(lambda: self.messages() == 0, "the message is acknowledged")
         return self.runs()[0]
 
     def runs(self):
@@ -137,10 +140,6 @@ class Stage:
         return self.runs()
 
     @staticmethod
-    def _task(ending):
-        return getattr(ending_tasks, ending.task)
-
-    @staticmethod
     def _come_to(what, look, expected):
         seen = []
         with suppress(AssertionError):  # to say what is there instead
@@ -173,7 +172,7 @@ def cases():
             not ending.is_known_to_this_celery, reason=f"Celery has this since {ending.since}"
         )
         for pool in POOLS:
-            if isinstance(ending.outcomes[pool], Outcome):
+            if isinstance(ending.outcome(pool), Outcome):
                 name = f"{ending.name.replace('`', '')}-{pool}"
                 yield pytest.param(ending, pool, id=name, marks=mark)
 
@@ -214,7 +213,7 @@ def stage(app, ending, pool, worker_of_ending, broker, label, history, watch):
 
 @pytest.mark.parametrize(("ending", "pool"), list(cases()))
 def test_the_lock_leaves_with_its_run(ending, pool, stage, watch):
-    outcome = ending.outcomes[pool]
+    outcome = ending.outcome(pool)
 
     ending.play(stage)
     runs = stage.settle(outcome)
