@@ -86,7 +86,9 @@ def end(task: Any) -> None:
     try:
         is_freed = AppLocks.of(task.app).let_go(lease)
     except StoreError as error:
-        logger.warning("%s; the lock %s ends with its ttl", error, lease.key)
+        # Of a run that has waited for the store, the outage's one warning has told already.
+        level = logging.WARNING if lease.fencing_token else logging.DEBUG
+        logger.log(level, "%s; the lock %s ends with its ttl", error, lease.key)
     else:
         if is_freed and lease.fencing_token:
             lock_released.send(sender=task, event=event)
