@@ -6,8 +6,8 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-#: Message header of a run that was put back: its first conflict and how often. Dropped once it
-#: has its lock, so that a later retry starts afresh.
+#: Message header of a run that was put back: its first conflict, how often, and since when.
+#: Dropped once it has its lock, so that a later retry starts afresh.
 HEADER = "singleton_waiting"
 #: Message property under which the worker's main process tells a child its owner token. Not a
 #: header: those go out again with a retry.
@@ -22,16 +22,17 @@ class Waiting:
         since: Its first conflict, in seconds since the epoch by the clock of the worker that
             met it; ``None`` before the first.
         requeues: How often it has been put back.
+        put_back_at: When it was put back first, likewise; ``None`` before that.
     """
 
     since: float | None = None
     requeues: int = 0
+    put_back_at: float | None = None
 
     @classmethod
     def of(cls, request: Any) -> Waiting:
         """As the message of the current run tells it."""
-        since, requeues = (request.headers or {}).get(HEADER) or (None, 0)
-        return cls(since, requeues)
+        return cls(*((request.headers or {}).get(HEADER) or ()))
 
     def seconds(self) -> float:
         """Since the first conflict; clocks of two workers may differ, but never below 0."""
@@ -45,7 +46,9 @@ def put_back(task: Any, countdown: float, waiting: Waiting) -> None:
     has to end this delivery with ``Ignore``. Not ``Reject(requeue=True)``: with early
     acknowledgement that loses the message, and on RabbitMQ it starves the queue.
     """
-    headers = {**(task.request.headers or {}), HEADER: [waiting.since, waiting.requeues + 1]}
+    put_back_at = time.time() if waiting.put_back_at is None else waiting.put_back_at
+    mark = [waiting.since, waiting.requeues + 1, put_back_at]
+    headers = {**(task.request.headers or {}), HEADER: mark}
     task.signature_from_request(countdown=countdown, headers=headers).apply_async(
         add_to_parent=False
     )

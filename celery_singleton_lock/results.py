@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from datetime import datetime, timezone
 from typing import Any, cast
 
 from celery import states
@@ -45,22 +47,35 @@ def store_skipped(task: Any, error: DuplicateTaskError) -> None:
 
 def is_finished(task: Any, task_id: str) -> bool:
     """Whether an outcome of this run is stored; False where nobody can tell."""
-    return _stored_state(task, task_id) in states.READY_STATES
+    return _stored_meta(task, task_id).get("status") in states.READY_STATES
 
 
-def has_succeeded(task: Any, task_id: str) -> bool:
-    """Whether SUCCESS is stored for this run. Only that says that its message is done with.
+def has_succeeded(task: Any, task_id: str, since: float = 0.0) -> bool:
+    """Whether SUCCESS was stored for this run after ``since``, in seconds since the epoch.
 
-    FAILURE does not: ``acks_on_timeout=False`` stores it and then requeues the message.
+    Only SUCCESS says that its message is done with. FAILURE does not:
+    ``acks_on_timeout=False`` stores it and then requeues the message.
     """
-    return bool(_stored_state(task, task_id) == states.SUCCESS)
+    meta = _stored_meta(task, task_id)
+    return meta.get("status") == states.SUCCESS and _date_done(meta) >= since
 
 
-def _stored_state(task: Any, task_id: str) -> str | None:
+def _date_done(meta: Mapping[str, Any]) -> float:
+    date_done = meta.get("date_done")
+    if isinstance(date_done, str):
+        date_done = datetime.fromisoformat(date_done)
+    if date_done is None:
+        return 0.0
+    if date_done.tzinfo is None:
+        date_done = date_done.replace(tzinfo=timezone.utc)  # from a database
+    return float(date_done.timestamp())
+
+
+def _stored_meta(task: Any, task_id: str) -> Mapping[str, Any]:
     try:
-        return cast(str, task.backend.get_state(task_id))
+        return cast(Mapping[str, Any], task.backend.get_task_meta(task_id))
     except Exception:
-        return None  # there is no result backend, or none that can be asked, or it is away
+        return {}  # there is no result backend, or none that can be asked, or it is away
 
 
 def _ignores_result(task: Any, request: Any) -> bool:

@@ -47,9 +47,8 @@ def begin(task: Any, options: LockOptions, args: Any, kwargs: Any) -> None:
         LockHeldError: The run fails, because its policy says so.
     """
     request = task.request
-    if _is_redelivered(request) and has_succeeded(task, request.id):
-        logger.info("Task %s[%s] has succeeded already: not run again", task.name, request.id)
-        raise Ignore("its first copy succeeded")
+    if _is_redelivered(request):
+        _end_if_succeeded(task)
     locks = AppLocks.of(task.app)
     key = options.key(locks.address.key_prefix, args, kwargs)
     enclosing = locks.enclosing_lease(key)
@@ -69,10 +68,14 @@ def begin(task: Any, options: LockOptions, args: Any, kwargs: Any) -> None:
         holder = ask_store(task, locks, lambda: _wait_for_release(lease, leaving))
     if lease.is_over:
         _refuse(task, locks, options, key, holder)
+    put_back_at = Waiting.of(request).put_back_at
     forget_waiting(request)
     event = LockEvent(task.name, request.id, key, lease.fencing_token)
     locks.hold(lease, lambda _: _report_loss(task, event))
     lock_acquired.send(sender=task, event=event)
+    if put_back_at is not None:
+        # What is put back is not marked as redelivered any more, and may be a copy all the same.
+        _end_if_succeeded(task, put_back_at)
 
 
 def end(task: Any) -> None:
@@ -99,6 +102,13 @@ def end(task: Any) -> None:
 
 def _is_redelivered(request: Any) -> bool:
     return bool((request.delivery_info or {}).get("redelivered"))
+
+
+def _end_if_succeeded(task: Any, since: float = 0.0) -> None:
+    request = task.request
+    if has_succeeded(task, request.id, since):
+        logger.info("Task %s[%s] has succeeded already: not run again", task.name, request.id)
+        raise Ignore("another copy of it succeeded")
 
 
 def _is_leaving(task: Any, options: LockOptions, holder: Holder) -> bool:

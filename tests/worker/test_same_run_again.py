@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from uuid import uuid4
 
 import pytest
@@ -13,7 +14,7 @@ from celery_singleton_lock import LockHeldError, lock_acquired
 from celery_singleton_lock.publishing import HEADER
 from timeline import overlaps
 from waiting import wait_until
-from worker_app import leave_slowly, retry_in_place, run, run_or_fail, run_rarely
+from worker_app import hold, leave_slowly, open_gate, retry_in_place, run, run_or_fail, run_rarely
 
 
 def deliver(task, *args, **request):
@@ -70,6 +71,41 @@ def test_a_redelivered_copy_of_any_other_run_does(app, history, label, state):
 
     deliver(run, label, id=task_id, delivery_info={"redelivered": True})
 
+    assert len(history.runs(label)) == 1
+
+
+def test_a_copy_that_went_back_to_the_queue_does_not_run_once_the_other_one_has_succeeded(
+    app, history, label, held_locks
+):
+    task_id, put_back_at = str(uuid4()), time.time() - 1
+    run.backend.store_result(task_id, "first", "SUCCESS")
+
+    deliver(run, label, id=task_id, headers={HEADER: [None, 1, put_back_at]})
+
+    assert history.runs(label) == []
+    assert held_locks() == []
+
+
+def test_a_success_under_the_same_id_that_is_older_stops_no_run_that_went_back(app, history, label):
+    task_id = str(uuid4())
+    run.backend.store_result(task_id, "another", "SUCCESS")
+
+    deliver(run, label, id=task_id, headers={HEADER: [None, 1, time.time() + 1]})
+
+    assert len(history.runs(label)) == 1
+
+
+def test_a_redelivered_copy_that_meets_its_first_one_does_not_run_after_it(worker, history, label):
+    # Given a run, and its message once more, as after a visibility timeout
+    result = hold.apply_async((label,), queue=worker.worker_queue)
+    history.wait_for_starts(label)
+    known = worker.logs().count("goes back to the queue")
+    hold.apply_async((label,), queue=worker.worker_queue, task_id=result.id)
+    wait_until(lambda: worker.logs().count("goes back to the queue") > known, "the copy has met it")
+
+    open_gate(label)
+
+    worker.wait_for_log(f"{result.id}] has succeeded already")
     assert len(history.runs(label)) == 1
 
 
