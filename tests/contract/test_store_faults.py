@@ -197,20 +197,6 @@ def test_a_promise_to_a_retry_that_was_not_heard_of_stands(store, proxy):
     assert store.acquire(KEY, "a2", 60.0, ME).is_acquired
 
 
-def test_what_was_asked_of_a_silent_server_and_carried_out_late_is_taken_back_by_its_owner_alone(
-    store, proxy
-):
-    proxy.freeze()
-    with pytest.raises(StoreError, match="Timeout"):
-        store.acquire(KEY, "a", 60.0, ME)
-    proxy.heal()
-
-    # Whether it was carried out or not
-    assert store.acquire(KEY, "a", 60.0, ME).is_acquired
-    assert not store.release(KEY, "b")
-    assert store.release(KEY, "a")
-
-
 @pytest.mark.parametrize("renewed", [1, 100])
 def test_of_renewals_that_were_not_answered_none_is_taken_for_a_loss(store, proxy, renewed):
     claims = [Claim(f"{KEY}:{number}", "a", 60.0) for number in range(renewed)]

@@ -27,10 +27,12 @@ class FaultProxy:
     Attributes:
         port: Its own.
         asked: The names of the commands that have arrived, those of the greeting left out.
+        held: How many commands wait for a freeze to end.
     """
 
     def __init__(self, port: int) -> None:
         self.asked: list[str] = []
+        self.held = 0
         self._upstream = port
         self._fault, self._error = "none", b""
         self._links: set[asyncio.StreamWriter] = set()
@@ -57,16 +59,19 @@ class FaultProxy:
         self._set("refuse")
 
     def freeze(self) -> None:
-        """Take commands and say nothing; they meet whatever comes next, although late."""
+        """Take commands and say nothing. Who still waits when this ends meets what comes next."""
         self._set("freeze")
 
     def cut(self) -> None:
         """Reset each connection at its next command, which is not carried out."""
         self._set("cut")
 
-    def lose_replies(self) -> None:
-        """Have scripts carried out, and close the connection in place of their reply."""
-        self._set("lose")
+    def lose_replies(self, once: bool = False) -> None:
+        """Have scripts carried out, and close the connection in place of their reply.
+
+        ``once``: refuse all else from the first one on.
+        """
+        self._set("lose once" if once else "lose")
 
     def answer(self, error: str) -> None:
         """Answer each command with this error, and carry out none."""
@@ -120,8 +125,10 @@ class FaultProxy:
                 command, name = await _next_command(reader)
                 if name not in GREETING:
                     self.asked.append(name)
-                while self._fault == "freeze":
-                    await self._changed.wait()
+                if self._fault == "freeze":
+                    await self._hold()
+                    if reader.at_eof():
+                        return
                 if self._fault == "cut":
                     client.get_extra_info("socket").setsockopt(
                         socket.SOL_SOCKET, socket.SO_LINGER, AT_ONCE
@@ -130,7 +137,7 @@ class FaultProxy:
                 if self._fault == "answer" and name not in GREETING:
                     client.write(self._error)
                     continue
-                if self._fault == "lose" and name in SCRIPTS:
+                if self._fault.startswith("lose") and name in SCRIPTS:
                     loses.set()
                 server.write(command)
         except (OSError, asyncio.IncompleteReadError):
@@ -143,12 +150,20 @@ class FaultProxy:
                 await replies
             server.transport.abort()
 
+    async def _hold(self) -> None:
+        self.held += 1
+        while self._fault == "freeze":
+            await self._changed.wait()
+        self.held -= 1
+
     async def _pass_replies(
         self, answers: asyncio.StreamReader, client: asyncio.StreamWriter, loses: asyncio.Event
     ) -> None:
         with suppress(OSError):
             while (data := await answers.read(65536)) and not loses.is_set():
                 client.write(data)
+            if self._fault == "lose once" and loses.is_set():
+                await self._change("refuse", b"")
         self._end(client)
 
     def _end(self, client: asyncio.StreamWriter) -> None:

@@ -226,6 +226,12 @@ def shared_worker(
 
 
 @pytest.fixture
+def show_log(request: pytest.FixtureRequest) -> Callable[[CeleryTestWorker], None]:
+    """Has the log of a worker that several tests share shown when this one fails."""
+    return request.node.stash.setdefault(WORKERS, []).append
+
+
+@pytest.fixture
 def worker(
     request: pytest.FixtureRequest, shared_worker: Callable[..., CeleryTestWorker]
 ) -> CeleryTestWorker:
