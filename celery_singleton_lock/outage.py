@@ -35,7 +35,7 @@ def ask_store(task: Any, locks: AppLocks, ask: Callable[[], Holder]) -> Holder:
         try:
             holder = ask()
         except StoreError as error:
-            locks.note_absence(error)
+            locks.note_absence(error, task.request.singleton_lease.key)
             if task.request.is_eager:
                 raise
             reason = error

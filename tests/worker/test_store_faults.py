@@ -15,7 +15,7 @@ import worker_app
 from fault_proxy import FaultProxy
 from servers import redis_or_skip
 from waiting import wait_until
-from worker_app import hold_with_short_ttl, open_gate, run, run_late
+from worker_app import hold, hold_with_short_ttl, open_gate, run, run_late
 
 AWAY = "runs go back to their queue"
 PROCESSES = 2
@@ -219,6 +219,30 @@ def test_with_the_broker_in_the_same_redis_they_wait_in_their_slots(
     log = worker.logs()[known:]
     assert log.count(AWAY) == 1, "one warning per outage and process"
     assert asked <= 40, "no busy loop"
+
+
+def test_a_key_that_is_no_lock_is_named_and_its_run_waits_until_somebody_removes_it(
+    locks_away, show_log, history, label
+):
+    site, worker = locks_away
+    show_log(worker)
+    worker.ready()
+    known = len(worker.logs())
+    first = hold.apply_async((label,), queue=worker.worker_queue)
+    (lock,) = wait_until(site.locks, "the lock is taken")
+    open_gate(label)
+    first.get(timeout=20)
+    site.client(2).set(lock, "somebody else's data")
+    second = hold.apply_async((label,), queue=worker.worker_queue)
+    wait_until(lambda: AWAY in worker.logs()[known:], "it says that it waits")
+    (line,) = [line for line in worker.logs()[known:].splitlines() if AWAY in line]
+    assert "WRONGTYPE" in line
+    assert line.endswith(lock)
+
+    site.client(2).delete(lock)
+
+    assert second.get(timeout=20) == label
+    assert len(history.runs(label)) == 2
 
 
 def test_copies_of_one_message_that_meet_a_failure_run_once(
