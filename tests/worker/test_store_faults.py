@@ -384,8 +384,7 @@ def test_a_worker_that_stops_while_the_store_is_away_leaves_its_runs_in_their_qu
 ):
     # Given an early and a late acknowledged run that have asked, and have no answer yet
     store, labels = new_proxy(), [new_label(), new_label()]
-    url = store.url(2) + "?socket_timeout=0.5"
-    worker = start_worker(concurrency=2, singleton_store_url=url)
+    worker = start_worker(concurrency=2, singleton_store_url=store.url(2))
     store.freeze()
     results = [
         task.apply_async((label,), queue=worker.worker_queue)
@@ -396,6 +395,7 @@ def test_a_worker_that_stops_while_the_store_is_away_leaves_its_runs_in_their_qu
     worker.container.kill("SIGTERM")
 
     assert worker.container.wait_for_exit() == 0
+    assert worker.logs().index("Warm shutdown") < worker.logs().index(AWAY)
     with redis_server.client() as client:
         assert client.llen(worker.worker_queue) == 2
     assert "is lost" not in worker.logs()
