@@ -226,9 +226,16 @@ def shared_worker(
 
 
 @pytest.fixture
-def show_log(request: pytest.FixtureRequest) -> Callable[[CeleryTestWorker], None]:
-    """Has the log of a worker that several tests share shown when this one fails."""
-    return request.node.stash.setdefault(WORKERS, []).append
+def new_log(request: pytest.FixtureRequest) -> Callable[[CeleryTestWorker], Callable[[], str]]:
+    """What a worker that several tests share logs from now on; shown when this one fails."""
+
+    def new_log(worker: CeleryTestWorker) -> Callable[[], str]:
+        request.node.stash.setdefault(WORKERS, []).append(worker)
+        worker.ready()
+        known = len(worker.logs())
+        return lambda: worker.logs()[known:]
+
+    return new_log
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import celery
@@ -117,15 +116,29 @@ def own_server():
 
 
 @pytest.fixture(scope="module")
-def new_proxy(own_server):
-    with ExitStack() as proxies:
+def proxies():
+    """All of them."""
+    proxies: list[FaultProxy] = []
+    yield proxies
+    for each in proxies:
+        each.stop()
 
-        def new_proxy():
-            proxy = FaultProxy(own_server.port)
-            proxies.callback(proxy.stop)
-            return proxy
 
-        yield new_proxy
+@pytest.fixture(scope="module")
+def new_proxy(own_server, proxies):
+    def new_proxy():
+        proxies.append(FaultProxy(own_server.port))
+        return proxies[-1]
+
+    return new_proxy
+
+
+@pytest.fixture(autouse=True)
+def healed(proxies):
+    """A test that fails takes no other with it."""
+    yield
+    for each in proxies:
+        each.heal()
 
 
 @pytest.fixture(scope="module")
@@ -149,24 +162,21 @@ def all_away(launch, own_server, new_proxy):
     return site, worker
 
 
-def has_nothing_left(worker, site, known):
+def has_nothing_left(worker, site, log):
     """Whether each copy of a message that the worker has received has come to an end.
 
     An old kombu leaves one among the unacknowledged, if its connection broke meanwhile.
     """
-    log = worker.logs()[known:]
     ended = log.count("] ignored") + log.count("] succeeded in")
     return ended == log.count("] received") and not site.client().llen(worker.worker_queue)
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_runs_that_meet_a_failure_of_the_store_go_back_to_their_queue_until_it_is_over(
-    locks_away, show_log, history, new_label, fault
+    locks_away, new_log, history, new_label, fault
 ):
     site, worker = locks_away
-    show_log(worker)
-    worker.ready()
-    known = len(worker.logs())
+    log = new_log(worker)
     labels = [new_label() for _ in range(6)]
     site.fail(FAULTS[fault])
     site.store.asked.clear()
@@ -177,7 +187,7 @@ def test_runs_that_meet_a_failure_of_the_store_go_back_to_their_queue_until_it_i
         ]
 
         def puts_back():
-            return worker.logs()[known:].count("ignored")
+            return log().count("ignored")
 
         wait_until(lambda: puts_back() >= 12, "each was put back about twice")
         asked, ignored = len(site.store.asked), puts_back()
@@ -190,21 +200,18 @@ def test_runs_that_meet_a_failure_of_the_store_go_back_to_their_queue_until_it_i
     runs = history.runs(*labels)
     assert sorted(each.label for each in runs) == sorted(labels), "each ran once"
     assert {each.retries for each in runs} == {0}
-    log = worker.logs()[known:]
-    assert 1 <= log.count(AWAY) <= PROCESSES, "one warning per outage and process"
-    assert 1 <= log.count("answers again") <= PROCESSES
-    assert not re.findall("WARNING.* ends with its ttl", log), "no run had one"
+    assert 1 <= log().count(AWAY) <= PROCESSES, "one warning per outage and process"
+    assert 1 <= log().count("answers again") <= PROCESSES
+    assert not re.findall("WARNING.* ends with its ttl", log()), "no run had one"
     assert asked <= 4 * (ignored + PROCESSES), "no busy loop"
 
 
 @pytest.mark.parametrize(("fault", "task"), BROKER_FAULTS)
 def test_with_the_broker_in_the_same_redis_they_wait_in_their_slots(
-    app, all_away, show_log, history, new_label, fault, task
+    app, all_away, new_log, history, new_label, fault, task
 ):
     site, worker = all_away
-    show_log(worker)
-    worker.ready()
-    known = len(worker.logs())
+    log = new_log(worker)
     label = new_label()
     # Given a run that has asked, and has no answer yet
     site.store.freeze()
@@ -213,37 +220,35 @@ def test_with_the_broker_in_the_same_redis_they_wait_in_their_slots(
     wait_until(lambda: site.store.held == 1, "it has asked")
     site.fail(FAULTS[fault])
     try:
-        wait_until(lambda: AWAY in worker.logs()[known:], "it knows")
+        wait_until(lambda: AWAY in log(), "it knows")
         if fault != "silent":
-            wait_until(lambda: "cannot go back" in worker.logs()[known:], "it waits")
+            wait_until(lambda: "cannot go back" in log(), "it waits")
         assert history.runs(label) == []
     finally:
         site.recover(FAULTS[fault])
 
     assert result.get(timeout=20) == label
-    wait_until(lambda: has_nothing_left(worker, site, known), "no copy is left")
+    wait_until(lambda: has_nothing_left(worker, site, log()), "no copy is left")
     wait_until(lambda: not site.locks(), "no lock is left")
     runs = history.runs(label)
     assert [each.retries for each in runs] == [0]
-    log = worker.logs()[known:]
-    assert log.count(AWAY) == 1, "one warning per outage"
+    assert log().count(AWAY) == 1, "one warning per outage"
 
 
 def test_a_key_that_is_no_lock_is_named_and_its_run_waits_until_somebody_removes_it(
-    locks_away, show_log, history, label
+    locks_away, new_log, history, label
 ):
     site, worker = locks_away
-    show_log(worker)
-    worker.ready()
-    known = len(worker.logs())
+    log = new_log(worker)
     first = hold.apply_async((label,), queue=worker.worker_queue)
     (lock,) = wait_until(site.locks, "the lock is taken")
     open_gate(label)
     first.get(timeout=20)
+    wait_until(lambda: not site.locks(), "the lock is gone")
     site.client(2).set(lock, "somebody else's data")
     second = hold.apply_async((label,), queue=worker.worker_queue)
-    wait_until(lambda: AWAY in worker.logs()[known:], "it says that it waits")
-    (line,) = [line for line in worker.logs()[known:].splitlines() if AWAY in line]
+    wait_until(lambda: AWAY in log(), "it says that it waits")
+    (line,) = [line for line in log().splitlines() if AWAY in line]
     assert "WRONGTYPE" in line
     assert line.endswith(lock)
 
@@ -253,39 +258,33 @@ def test_a_key_that_is_no_lock_is_named_and_its_run_waits_until_somebody_removes
     assert len(history.runs(label)) == 2
 
 
-def test_copies_of_one_message_that_meet_a_failure_run_once(
-    app, all_away, show_log, history, label
-):
+def test_copies_of_one_message_that_meet_a_failure_run_once(app, all_away, new_log, history, label):
     # Given a run that has asked, and a broker that delivers its message again meanwhile
     site, worker = all_away
-    show_log(worker)
-    worker.ready()
-    known = len(worker.logs())
+    log = new_log(worker)
     site.store.freeze()
     with app.connection(site.server.url()) as connection:
         result = run_late.apply_async((label,), queue=worker.worker_queue, connection=connection)
     wait_until(lambda: site.store.held == 1, "it has asked")
     site.broker.cut()
-    wait_until(lambda: "onnection to broker lost" in worker.logs()[known:], "it is cut off")
+    wait_until(lambda: "onnection to broker lost" in log(), "it is cut off")
     site.broker.heal()
-    wait_until(lambda: worker.logs()[known:].count("received") >= 2, "it has come again")
+    wait_until(lambda: log().count("received") >= 2, "it has come again")
     site.store.refuse()
-    wait_until(lambda: worker.logs()[known:].count("ignored") >= 4, "both were put back")
+    wait_until(lambda: log().count("ignored") >= 4, "both were put back")
 
     site.store.heal()
 
     assert result.get(timeout=20) == label
-    wait_until(lambda: has_nothing_left(worker, site, known), "no copy is left")
+    wait_until(lambda: has_nothing_left(worker, site, log()), "no copy is left")
     assert len(history.runs(label)) == 1
 
 
 def test_a_run_that_never_heard_of_its_lock_gets_the_same_one_when_it_asks_again(
-    app, all_away, show_log, history, label
+    app, all_away, new_log, history, label
 ):
     site, worker = all_away
-    show_log(worker)
-    worker.ready()
-    known = len(worker.logs())
+    log = new_log(worker)
     site.store.freeze()
     with app.connection(site.server.url()) as connection:
         result = run.apply_async((label,), queue=worker.worker_queue, connection=connection)
@@ -294,7 +293,7 @@ def test_a_run_that_never_heard_of_its_lock_gets_the_same_one_when_it_asks_again
     site.store.lose_replies(once=True)
     (lock,) = wait_until(site.locks, "the lock is taken")
     taken = site.client(2).hgetall(lock)
-    wait_until(lambda: "cannot go back" in worker.logs()[known:], "it waits in its slot")
+    wait_until(lambda: "cannot go back" in log(), "it waits in its slot")
 
     site.store.heal()
 
@@ -307,18 +306,16 @@ def test_a_run_that_never_heard_of_its_lock_gets_the_same_one_when_it_asks_again
 
 
 def test_a_run_that_never_heard_of_its_lock_and_went_back_runs_when_the_ttl_is_over(
-    locks_away, show_log, history, label
+    locks_away, new_log, history, label
 ):
     site, worker = locks_away
-    show_log(worker)
-    worker.ready()
-    known = len(worker.logs())
+    log = new_log(worker)
     open_gate(label)
     site.store.lose_replies(once=True)
     result = hold_with_short_ttl.apply_async((label,), queue=worker.worker_queue)
     (lock,) = wait_until(site.locks, "the lock is taken")
     taken = site.client(2).hgetall(lock)
-    wait_until(lambda: "ignored" in worker.logs()[known:], "it went back")
+    wait_until(lambda: "ignored" in log(), "it went back")
     assert site.locks() == [lock]
 
     site.store.heal()
@@ -331,51 +328,45 @@ def test_a_run_that_never_heard_of_its_lock_and_went_back_runs_when_the_ttl_is_o
 
 @pytest.mark.parametrize("fault", ["refused", "silent", "loading"])
 def test_a_body_outlives_a_failure_that_is_shorter_than_its_ttl(
-    locks_away, show_log, history, label, fault
+    locks_away, new_log, history, label, fault
 ):
     site, worker = locks_away
-    show_log(worker)
-    worker.ready()
-    known = len(worker.logs())
+    log = new_log(worker)
     result = hold_with_short_ttl.apply_async((label,), queue=worker.worker_queue)
     (running,) = history.wait_for_starts(label)
     site.fail(FAULTS[fault])
     try:
         # In the process of the body and in the main one.
-        wait_until(
-            lambda: worker.logs()[known:].count("cannot be renewed") == 2, "renewal has failed"
-        )
+        wait_until(lambda: log().count("cannot be renewed") == 2, "renewal has failed")
     finally:
         site.recover(FAULTS[fault])
-    wait_until(lambda: worker.logs()[known:].count("are renewed") == 2, "it goes on")
+    wait_until(lambda: log().count("are renewed") == 2, "it goes on")
 
     (lock,) = site.locks()
     wait_until(lambda: time.monotonic() > running.start + 4, "its first ttl is over")
     assert site.client(2).hget(lock, "fencing_token") == str(running.fencing_token)
     open_gate(label)
     assert result.get(timeout=20) == label
-    assert "lost its lease" not in worker.logs()[known:]
+    assert "lost its lease" not in log()
 
 
 def test_a_release_that_the_store_does_not_answer_leaves_the_lock_to_its_ttl(
-    locks_away, show_log, history, label
+    locks_away, new_log, history, label
 ):
     site, worker = locks_away
-    show_log(worker)
-    worker.ready()
-    known = len(worker.logs())
+    log = new_log(worker)
     result = hold_with_short_ttl.apply_async((label,), queue=worker.worker_queue)
     history.wait_for_starts(label)
     site.store.refuse()
     try:
         open_gate(label)
         assert result.get(timeout=20) == label
-        wait_until(lambda: "ends with its ttl" in worker.logs()[known:], "it says so")
+        wait_until(lambda: "ends with its ttl" in log(), "it says so")
     finally:
         site.store.heal()
 
     assert result.state == "SUCCESS"
-    assert len(re.findall("WARNING.* ends with its ttl", worker.logs()[known:])) == 1
+    assert len(re.findall("WARNING.* ends with its ttl", log())) == 1
     wait_until(lambda: not site.locks(), "the lock is gone", timeout=10)
 
 
