@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from uuid import uuid4
 
 import pytest
 from celery import Celery, states
@@ -27,6 +28,7 @@ def clock(clock, monkeypatch):
 def app():
     app = Celery("tests", broker="memory://", backend="cache+memory://", set_as_current=False)
     app.conf.singleton_store_url = "memory://"
+    app.conf.task_default_queue = uuid4().hex  # a broker in memory is the whole process's
     yield app
     app.close()
 
@@ -56,7 +58,8 @@ def deliver(app, book):
     def deliver(headers):
         request = {"id": "mine", "headers": headers, "delivery_info": {}, "is_eager": False}
         state = build_tracer(book.name, book, app=app)("mine", (), {}, request).info.state
-        with app.connection() as connection, connection.SimpleQueue("celery") as queue:
+        name = app.conf.task_default_queue
+        with app.connection() as connection, connection.SimpleQueue(name) as queue:
             message = queue.get_nowait() if queue.qsize() else None
             if message:
                 message.ack()
