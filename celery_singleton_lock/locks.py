@@ -117,11 +117,18 @@ class AppLocks:
         # Celery's own state is that of this process: enough where bodies run in no other.
         return self.stop_flag.is_set() or worker_state.should_stop not in (None, False)
 
-    def note_absence(self, error: StoreError) -> None:
-        """Log that the store is away, once per outage and process."""
+    def note_absence(self, error: StoreError, key: str) -> None:
+        """Log that the store is away, once per outage and process.
+
+        The first key that was asked for tells where to look if the fault is what lies there.
+        """
         if not self._is_store_away:
             self._is_store_away = True
-            logger.warning("%s; runs go back to their queue until it does", error)
+            logger.warning(
+                "%s; runs go back to their queue until it keeps locks again. The first wants %s",
+                error,
+                key,
+            )
 
     def note_presence(self) -> None:
         """Log that the store is back, if it was away."""

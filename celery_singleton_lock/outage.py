@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, NoReturn
 
 from celery.exceptions import Reject
@@ -30,21 +29,23 @@ def ask_store(task: Any, locks: AppLocks, ask: Callable[[], Holder]) -> Holder:
         PutBack: The store did not answer; the run is in its queue again.
         Reject, StoreError: Nor does the broker, and the worker stops; see :func:`_lose`.
     """
-    waiting = Waiting.of(task.request)
+    waiting, tries = Waiting.of(task.request), 0
     while True:
+        asked_at = time.time()
         try:
             holder = ask()
         except StoreError as error:
-            locks.note_absence(error)
+            locks.note_absence(error, task.request.singleton_lease.key)
             if task.request.is_eager:
                 raise
             reason = error
         else:
             locks.note_presence()
+            waiting.after_outage().note_in(task.request)
             return holder
-        delay = requeue_delay(waiting.requeues)
-        _put_back_or_pause(task, locks, delay, waiting, reason)
-        waiting = replace(waiting, requeues=waiting.requeues + 1)
+        waiting = waiting.in_outage(asked_at)
+        _put_back_or_pause(task, locks, requeue_delay(waiting.requeues + tries), waiting, reason)
+        tries += 1
 
 
 def send_back(

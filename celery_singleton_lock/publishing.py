@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
-#: Message header of a run that was put back: a :class:`Waiting`. Dropped once it has its lock, so
-#: that a later retry starts afresh.
+#: Message header of a run that was put back: what :class:`Waiting` says, as a list. Dropped once
+#: the run has its lock, so that a later retry starts afresh.
 HEADER = "singleton_waiting"
 #: Message property under which the worker's main process tells a child its owner token. Not a
 #: header: those go out again with a retry.
@@ -24,18 +24,35 @@ class Waiting:
         requeues: How often it has been put back.
         is_redelivered: Whether the broker delivered the message not for the first time; of one
             that was put back, whether it did so before. The broker itself forgets that.
+        away_since: Since when the store is away, likewise; ``None`` while it answers.
     """
 
     since: float | None = None
     requeues: int = 0
     is_redelivered: bool = False
+    away_since: float | None = None
 
     @classmethod
     def of(cls, request: Any) -> Waiting:
         """As the message of the current run tells it."""
-        since, requeues, was_redelivered = (request.headers or {}).get(HEADER) or (None, 0, False)
+        told = cls(*((request.headers or {}).get(HEADER) or ()))
         is_redelivered = bool((request.delivery_info or {}).get("redelivered"))
-        return cls(since, requeues, is_redelivered or was_redelivered)
+        return replace(told, is_redelivered=told.is_redelivered or is_redelivered)
+
+    def in_outage(self, asked_at: float) -> Waiting:
+        """The same, if the store has not answered what it was asked then."""
+        return replace(self, away_since=asked_at) if self.away_since is None else self
+
+    def after_outage(self) -> Waiting:
+        """The same, now that the store answers: the time that it was away does not count."""
+        if self.away_since is None or self.since is None:
+            return replace(self, away_since=None)
+        return replace(self, since=self.since + time.time() - self.away_since, away_since=None)
+
+    def note_in(self, request: Any) -> None:
+        """Have the current run say so, if it was put back."""
+        if HEADER in (request.headers or {}):
+            request.headers[HEADER] = list(astuple(self))
 
     def seconds(self) -> float:
         """Since the first conflict; clocks of two workers may differ, but never below 0."""
@@ -49,8 +66,8 @@ def put_back(task: Any, countdown: float, waiting: Waiting) -> None:
     has to end this delivery with ``Ignore``. Not ``Reject(requeue=True)``: with early
     acknowledgement that loses the message, and on RabbitMQ it starves the queue.
     """
-    value = [waiting.since, waiting.requeues + 1, waiting.is_redelivered]
-    headers = {**(task.request.headers or {}), HEADER: value}
+    mark = replace(waiting, requeues=waiting.requeues + 1)
+    headers = {**(task.request.headers or {}), HEADER: list(astuple(mark))}
     task.signature_from_request(countdown=countdown, headers=headers).apply_async(
         add_to_parent=False
     )

@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 import time
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, NoReturn
 
@@ -48,9 +49,6 @@ def begin(task: Any, options: LockOptions, args: Any, kwargs: Any) -> None:
         LockHeldError: The run fails, because its policy says so.
     """
     request = task.request
-    if Waiting.of(request).is_redelivered and has_succeeded(task, request.id):
-        logger.info("Task %s[%s] has succeeded already: not run again", task.name, request.id)
-        raise Ignore("its first copy succeeded")
     locks = AppLocks.of(task.app)
     key = options.key(locks.address.key_prefix, args, kwargs)
     enclosing = locks.enclosing_lease(key)
@@ -70,6 +68,7 @@ def begin(task: Any, options: LockOptions, args: Any, kwargs: Any) -> None:
         holder = ask_store(task, locks, lambda: _wait_for_release(lease, leaving))
     if lease.is_over:
         _refuse(task, locks, options, key, holder)
+    is_redelivered = Waiting.of(request).is_redelivered
     forget_waiting(request)
     event = LockEvent(task.name, request.id, key, lease.fencing_token)
     abort = request.singleton_abort = Abort.here() if options.on_lease_lost == "abort" else None
@@ -80,6 +79,12 @@ def begin(task: Any, options: LockOptions, args: Any, kwargs: Any) -> None:
         _report_loss(task, event)
 
     locks.hold(lease, on_lost)
+    # With the lock in hand: whoever had it before has stored its result.
+    if is_redelivered and has_succeeded(task, request.id):
+        with suppress(StoreError):
+            locks.let_go(lease)
+        logger.info("Task %s[%s] has succeeded already: not run again", task.name, request.id)
+        raise Ignore("its first copy succeeded")
     lock_acquired.send(sender=task, event=event)
 
 
@@ -97,7 +102,9 @@ def end(task: Any) -> None:
     try:
         is_freed = AppLocks.of(task.app).let_go(lease)
     except StoreError as error:
-        logger.warning("%s; the lock %s ends with its ttl", error, lease.key)
+        # Of a run that has waited for the store, the outage's one warning has told already.
+        level = logging.WARNING if lease.fencing_token else logging.DEBUG
+        logger.log(level, "%s; the lock %s ends with its ttl", error, lease.key)
     else:
         if is_freed and lease.fencing_token:
             lock_released.send(sender=task, event=event)

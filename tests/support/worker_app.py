@@ -7,6 +7,7 @@ to this process. Nothing is connected at import.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import signal
@@ -30,6 +31,8 @@ ENVIRONMENT_VARIABLE = "WORKER_APP_SETTINGS"
 LOCK_KEYS = "singleton:*:1:worker_app.*"
 #: Seconds after which a body goes on although nobody opened its gate: its test has failed.
 LONGEST_HOLD = 25.0
+
+logging.getLogger("celery_singleton_lock").setLevel(logging.DEBUG)  # Celery's own: INFO
 
 app = Celery("worker_app")
 app.conf.update(json.loads(os.environ.get(ENVIRONMENT_VARIABLE, "{}")))
@@ -78,6 +81,14 @@ class CarelessRequest(Request):
 @by_label(Request=CarelessRequest)
 def hold_with_own_request(self, label):
     """As ``hold``, with a request class of its own."""
+    with _recorded(self, label):
+        _wait_at_gate(label)
+    return label
+
+
+@by_label(lock_ttl=3.0)
+def hold_with_short_ttl(self, label):
+    """As ``hold``, with a ttl that a test can wait for, and a busy machine can keep."""
     with _recorded(self, label):
         _wait_at_gate(label)
     return label

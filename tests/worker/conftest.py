@@ -227,6 +227,19 @@ def shared_worker(
 
 
 @pytest.fixture
+def new_log(request: pytest.FixtureRequest) -> Callable[[CeleryTestWorker], Callable[[], str]]:
+    """What a worker that several tests share logs from now on; shown when this one fails."""
+
+    def new_log(worker: CeleryTestWorker) -> Callable[[], str]:
+        request.node.stash.setdefault(WORKERS, []).append(worker)
+        worker.ready()
+        known = len(worker.logs())
+        return lambda: worker.logs()[known:]
+
+    return new_log
+
+
+@pytest.fixture
 def worker(
     request: pytest.FixtureRequest, shared_worker: Callable[..., CeleryTestWorker]
 ) -> CeleryTestWorker:

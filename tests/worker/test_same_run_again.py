@@ -101,6 +101,28 @@ def test_a_redelivered_copy_of_any_other_run_does(app, history, label, state):
     assert len(history.runs(label)) == 1
 
 
+def test_a_copy_looks_for_that_success_with_the_lock_in_hand(
+    app, history, label, held_locks, monkeypatch
+):
+    # Given a first copy that succeeds while the second one asks for its lock
+    backend = run.backend
+    state = {True: "SUCCESS", False: "STARTED"}
+    monkeypatch.setattr(backend, "get_state", lambda task_id: state[bool(held_locks())])
+    events = []
+
+    def note(event, **_):
+        events.append(event)
+
+    lock_acquired.connect(note)
+
+    deliver(run, label, delivery_info={"redelivered": True})
+
+    lock_acquired.disconnect(note)
+    assert history.runs(label) == []
+    assert held_locks() == []
+    assert events == []
+
+
 def test_a_run_that_got_its_lock_starts_afresh_when_it_is_retried(app, history, label):
     seen = []
 
