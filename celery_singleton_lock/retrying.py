@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def passing_on(
-    task: Any, options: LockOptions | None, retry_options: Mapping[str, Any]
+    task: Any, options: LockOptions | None, eta: datetime | None, countdown: float | None
 ) -> Iterator[None]:
     """Promise the lock to the next attempt while it is published, if the task says ``"hold"``.
 
@@ -30,7 +30,7 @@ def passing_on(
     if options is None or options.lock_on_retry != "hold" or not isinstance(lease, Lease):
         yield
         return
-    _promise(lease, _countdown(task, retry_options) + options.lock_ttl)
+    _promise(lease, _seconds_until(task, eta, countdown) + options.lock_ttl)
     try:
         yield
     except Retry:
@@ -48,9 +48,7 @@ def _promise(lease: Lease, seconds: float) -> None:
         logger.warning("%s; %s is not held for a retry", error, lease.key)
 
 
-def _countdown(task: Any, retry_options: Mapping[str, Any]) -> float:
-    countdown, eta = retry_options.get("countdown"), retry_options.get("eta")
+def _seconds_until(task: Any, eta: datetime | None, countdown: float | None) -> float:
     if eta is not None:
-        seconds: float = (eta - datetime.now(eta.tzinfo)).total_seconds()
-        return max(0.0, seconds)
+        return max(0.0, (eta - datetime.now(eta.tzinfo)).total_seconds())
     return float(task.default_retry_delay if countdown is None else countdown)

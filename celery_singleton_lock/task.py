@@ -6,7 +6,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, ClassVar
 
 from celery import Task
@@ -122,10 +122,20 @@ class SingletonTask(Task):
         self._check_key(args or (), kwargs or {}, options.get("serializer"))
         return super().apply_async(args, kwargs, *rest, **options)
 
-    def retry(self, *args: Any, **kwargs: Any) -> Any:
+    def retry(
+        self,
+        args: Any = None,
+        kwargs: Any = None,
+        exc: Any = None,
+        throw: bool = True,
+        eta: datetime | None = None,
+        countdown: float | None = None,
+        *rest: Any,
+        **options: Any,
+    ) -> Any:
         """Retry as Celery does; under ``lock_on_retry="hold"`` the lock is passed on first."""
-        with passing_on(self, self._lock_options, kwargs):
-            return super().retry(*args, **kwargs)
+        with passing_on(self, self._lock_options, eta, countdown):
+            return super().retry(args, kwargs, exc, throw, eta, countdown, *rest, **options)
 
     def start_strategy(self, app: Any, consumer: Any, **kwargs: Any) -> Any:
         """Celery's hook: a worker makes itself ready to receive this task."""

@@ -1,7 +1,7 @@
 """Every way in which a run can end: how to make it happen, and what becomes of lock and message.
 
-One table, for the tests (``tests/worker/test_every_ending.py``) and for the documentation:
-``python tests/support/endings.py > docs/endings.md`` writes it anew.
+One table, for the tests (``tests/worker/test_every_ending.py``) and for the documentation
+(``endings_page.py``).
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ class Free(NamedTuple):
 
 
 AT_ONCE = Free("at once", 5.0)
-NOTICED = Free("when Celery notices, within 5 s", 8.0)
-KILLED = Free("when its process is gone", 5.0)
-BY_TTL = Free("after one ttl", 5.0)
-NEVER_TAKEN = Free("was never taken", 5.0)
+NOTICED = Free("noticed", 8.0)
+KILLED = Free("process gone", 5.0)
+BY_TTL = Free("one ttl", 5.0)
+NEVER_TAKEN = Free("never taken", 5.0)
 
 
 class Message(NamedTuple):
@@ -50,10 +50,10 @@ class Message(NamedTuple):
     left: int = 0
 
 
-DONE = Message("done with")
+DONE = Message("done")
 AGAIN = Message("runs again")
 BACK = Message("back in the queue", 1)
-LOST = Message("lost: acknowledged early")
+LOST = Message("lost")
 UNACKNOWLEDGED = Message("unacknowledged until the worker stops", 1)
 
 #: A result's state; by the Celery version from which on it is so, where that differs.
@@ -270,10 +270,12 @@ def lose_the_connection_for_a_while(stage: Any) -> None:
     stage.open_gate()
 
 
-def lose_the_connection_unseen(stage: Any) -> None:
-    """The worker's only thread runs the body."""
+def lose_the_connection_and_the_run(stage: Any) -> None:
+    """The worker ends the run, where its pool can do that."""
     lose_the_connection(stage)
-    stage.open_gate()
+    if stage.pool != "prefork":
+        stage.wait_for_copy()
+        stage.open_gate()
 
 
 def redeliver_while_it_runs(stage: Any) -> None:
@@ -358,7 +360,7 @@ BODIES: Sequence[Ending] = [
         SUCCESS_AGAIN,
         task="end_autoretried",
     ),
-    _ending("the last retry fails", "body: retry", Outcome("FAILURE", AT_ONCE, AGAIN, runs=2)),
+    _ending("`self.retry()` too often", "body: retry", Outcome("FAILURE", AT_ONCE, AGAIN, runs=2)),
     _ending("`self.replace()`", "body: replace, once", SUCCESS_AGAIN),
     _ending("`Ignore`", "body: Ignore", PENDING),
     _ending("`Reject()`", "body: Reject", Outcome(REJECTED)),
@@ -403,7 +405,8 @@ HOOKS: Sequence[Ending] = [
         Outcome("SUCCESS", AT_ONCE, AGAIN),
     ),
     _ending("`on_success` raises", "on_success: raise", SUCCESS),
-    _ending("`on_failure` raises", "body: raise; on_failure: raise", FAILURE),
+    # Before Celery 5.7 this ends a worker whose pool is solo.
+    _ending("`on_failure` raises", "body: raise; on_failure: raise", FAILURE, own_worker=True),
     _ending("`on_retry` raises", "body: retry, once; on_retry: raise", SUCCESS_AGAIN),
     _ending("`after_return` raises", "after_return: raise", SUCCESS),
     _ending("`after_return` raises before `super()`", "before after_return: raise", SUCCESS),
@@ -801,8 +804,10 @@ REDELIVERIES: Sequence[Ending] = [
         "broker connection lost, late, `worker_cancel_long_running_tasks_on_connection_loss`",
         "body: wait, once",
         SUCCESS_AGAIN,
-        "this pool cannot end single runs",
-        play=lose_the_connection,
+        threads={"5.4": "the worker stops", "5.7": SUCCESS},
+        solo=ONE_THREAD,
+        gevent={"5.4": "the worker stops", "5.5": SUCCESS_AGAIN},
+        play=lose_the_connection_and_the_run,
         settings=CANCELS,
         **LATE,
     ),

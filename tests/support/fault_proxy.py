@@ -110,6 +110,8 @@ class FaultProxy:
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
+        for _ in range(3):  # a transport that is aborted closes its socket some turns later
+            await asyncio.sleep(0)
 
     async def _serve(self, reader: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
         self._links.add(client)

@@ -145,6 +145,12 @@ def leave_slowly(self, label):
         return label
 
 
+@by_label(base=SlowToLeave, on_conflict="requeue")
+def leave_slowly_in_turn(self, label):
+    with _recorded(self, label):
+        return label
+
+
 @by_label(lock_at_least_for=3, on_conflict="skip")
 def run_rarely(self, label, is_to_retry=False):
     with _recorded(self, label):
@@ -158,6 +164,23 @@ def retry_in_place(self, label):
     """Fails for good after one retry."""
     with _recorded(self, label):
         raise self.retry()
+
+
+@by_label(on_conflict="skip", max_retries=1)
+def retry_once(self, label, countdown):
+    with _recorded(self, label):
+        if self.request.retries == 0:
+            raise self.retry(countdown=countdown)
+        return label
+
+
+@by_label(lock_on_retry="hold", lock_ttl=1.0, max_retries=1)
+def retry_in_place_soon(self, label):
+    """Succeeds in its retry, which nobody waits for longer than 1 s after its countdown of 1 s."""
+    with _recorded(self, label):
+        if self.request.retries == 0:
+            raise self.retry(None, None, None, True, None, 1)
+        return label
 
 
 @by_label(acks_late=True, reject_on_worker_lost=True)

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from uuid import uuid4
 
 import pytest
-from celery import chain
+from celery import chain, chord
 from celery.app.trace import build_tracer
 from celery.exceptions import MaxRetriesExceededError
 
 from celery_singleton_lock import LockHeldError, lock_acquired
 from celery_singleton_lock.publishing import HEADER
+from ending_tasks import end_rarely
 from timeline import overlaps
 from waiting import wait_until
 from worker_app import (
     hold,
     leave_slowly,
+    leave_slowly_in_turn,
     open_gate,
     retry_in_place,
+    retry_in_place_soon,
+    retry_once,
     run,
+    run_later,
     run_or_fail,
     run_rarely,
 )
@@ -41,6 +49,14 @@ def test_the_next_call_after_get_runs_although_the_lock_is_not_given_back_yet(
     assert overlaps(history.runs(label)) == 0
 
 
+def test_a_thousand_calls_that_wait_for_the_one_before_all_run(worker, history, label):
+    for _ in range(1000):
+        assert run.apply_async((label,), queue=worker.worker_queue).get(timeout=10) == label
+
+    assert len(history.runs(label)) == 1000
+    assert overlaps(history.runs(label)) == 0
+
+
 def test_the_steps_of_a_chain_that_share_a_lock_all_run(worker, history, label):
     steps = [leave_slowly.si(label).set(queue=worker.worker_queue) for _ in range(3)]
 
@@ -58,6 +74,35 @@ def test_so_do_the_steps_of_a_chain_whose_results_are_not_stored(worker, history
 
     history.wait_for_ends(label, count=3)
     assert overlaps(history.runs(label)) == 0
+
+
+def test_the_members_and_the_body_of_a_chord_that_share_a_lock_all_run(worker, history, label):
+    members = [leave_slowly_in_turn.si(label).set(queue=worker.worker_queue) for _ in range(3)]
+    body = leave_slowly.si(label).set(queue=worker.worker_queue)
+
+    assert chord(members, body).apply_async().get(timeout=20) == label
+    assert len(history.runs(label)) == 4
+    assert overlaps(history.runs(label)) == 0
+
+
+@pytest.mark.parametrize("countdown", [0, 1])
+def test_a_retry_runs_although_others_take_the_lock_in_between(
+    worker, history, label, new_label, countdown
+):
+    # Given a run that will be retried, and others that have the lock from its end on
+    result = retry_once.apply_async((label, countdown), queue=worker.worker_queue)
+    history.wait_for_ends(label)
+    others = [
+        run_later.apply_async((label, number), queue=worker.worker_queue)
+        for number in range(5 + 25 * countdown)
+    ]
+
+    # Then it waits for its turn as often as it has to, with the one retry that it has
+    assert result.get(timeout=60) == label
+    assert [other.get(timeout=60) for other in others] == list(range(len(others)))
+    runs = history.runs(label)
+    assert [each.retries for each in runs if each.task_id == result.id] == [0, 1]
+    assert overlaps(runs) == 0
 
 
 def test_a_redelivered_copy_of_a_run_that_succeeded_does_not_run(app, history, label):
@@ -150,6 +195,34 @@ def test_a_lock_is_kept_for_as_long_as_the_task_says(worker, history, label, hel
     assert run_or_fail.apply_async((label,), queue=worker.worker_queue).get(timeout=10) == label
 
 
+def test_a_lock_is_kept_for_that_long_however_its_run_ends(worker, history, new_label, held_locks):
+    # Given runs that end in most of the ways there are
+    hows = [
+        "body: return",
+        "body: raise",
+        "body: Ignore",
+        "body: Reject",
+        "body: SystemExit",
+        "body: retry, once",
+        "body: Reject to the queue, once",
+        "body: replace, once",
+        "before_start: raise",
+        "on_failure: raise; body: raise",
+        "after_return: raise",
+    ]
+    labels = [new_label() for _ in hows]
+    began = time.monotonic()
+    for label, how in zip(labels, hows, strict=True):
+        end_rarely.apply_async((label, how), queue=worker.worker_queue)
+    wait_until(lambda: len(held_locks()) == len(hows), "all have had their locks")
+    assert time.monotonic() - began < end_rarely.lock_at_least_for, "all at the same time"
+
+    # Then each is kept until its time is over, by the store's clock, and no longer
+    wait_until(lambda: not held_locks(), "all locks are gone", timeout=10)
+    assert time.monotonic() - began >= end_rarely.lock_at_least_for
+    assert all(run.is_over for run in history.runs(*labels))
+
+
 def test_a_kept_lock_does_not_bar_the_runs_own_retry(worker, history, label, held_locks):
     result = run_rarely.apply_async((label, True), queue=worker.worker_queue)
 
@@ -158,6 +231,30 @@ def test_a_kept_lock_does_not_bar_the_runs_own_retry(worker, history, label, hel
     first, second = history.runs(label)
     assert first.task_id == second.task_id
     assert first.fencing_token < second.fencing_token
+
+
+def test_a_retry_that_comes_too_late_for_its_promise_is_like_anyones(
+    start_worker, worker, history, label, held_locks
+):
+    # Given a retry that is promised its lock for its countdown and one ttl, 1 s each, and a worker
+    # that does not get round to it
+    retrying = start_worker(concurrency=1)
+    result = retry_in_place_soon.apply_async((label,), queue=retrying.worker_queue)
+    history.wait_for_ends(label)
+    os.kill(retrying.container.process.pid, signal.SIGSTOP)
+    wait_until(lambda: not held_locks(), "the promise is over")
+
+    # When somebody else has the lock by the time that it does
+    other = hold.apply_async((label,), queue=worker.worker_queue)
+    history.wait_for_starts(label, count=2)
+    os.kill(retrying.container.process.pid, signal.SIGCONT)
+    retrying.wait_for_log("goes back to the queue")
+    open_gate(label)
+
+    assert result.get(timeout=20) == label
+    runs = history.runs(label)
+    assert [each.task_id for each in runs] == [result.id, other.id, result.id]
+    assert overlaps(runs) == 0
 
 
 def test_nobody_gets_in_before_a_retry_that_holds_the_lock(worker, history, label, held_locks):

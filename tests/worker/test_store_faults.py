@@ -14,6 +14,7 @@ import redis
 import worker_app
 from fault_proxy import FaultProxy
 from servers import redis_or_skip
+from timeline import overlaps
 from waiting import wait_until
 from worker_app import hold, hold_with_short_ttl, open_gate, run, run_late
 
@@ -258,7 +259,9 @@ def test_a_key_that_is_no_lock_is_named_and_its_run_waits_until_somebody_removes
     assert len(history.runs(label)) == 2
 
 
-def test_copies_of_one_message_that_meet_a_failure_run_once(app, all_away, new_log, history, label):
+def test_copies_of_one_message_that_meet_a_failure_do_not_overlap(
+    app, all_away, new_log, history, label
+):
     # Given a run that has asked, and a broker that delivers its message again meanwhile
     site, worker = all_away
     log = new_log(worker)
@@ -277,7 +280,10 @@ def test_copies_of_one_message_that_meet_a_failure_run_once(app, all_away, new_l
 
     assert result.get(timeout=20) == label
     wait_until(lambda: has_nothing_left(worker, site, log()), "no copy is left")
-    assert len(history.runs(label)) == 1
+    runs = history.runs(label)
+    assert overlaps(runs) == 0
+    # Late acknowledgement is "at least once": the copy that is not marked as one may come second.
+    assert len(runs) in (1, 2)
 
 
 def test_a_run_that_never_heard_of_its_lock_gets_the_same_one_when_it_asks_again(
