@@ -10,18 +10,22 @@ from waiting import wait_until
 from wiretap import wiretap
 from worker_app import LOCK_KEYS, hold, open_gate, run
 
-SLOTS = 2
+
+@pytest.fixture(params=["prefork", "threads", "solo", "gevent", "eventlet"])
+def pool(request):
+    return request.param
 
 
-@pytest.fixture(params=["prefork", "threads"])
-def warm_worker(request, start_worker, private_server, history, new_label, label):
+@pytest.fixture
+def warm_worker(pool, start_worker, private_server, history, new_label, label):
     """A worker of which every slot has had a lock already."""
+    slots = 1 if pool == "solo" else 2
     url = private_server.url()
-    worker = start_worker(pool=request.param, concurrency=SLOTS, singleton_store_url=url)
-    others = [new_label() for _ in range(SLOTS)]
+    worker = start_worker(pool=pool, concurrency=slots, singleton_store_url=url)
+    others = [new_label() for _ in range(slots)]
     for each in others:
         hold.apply_async((each,), queue=worker.worker_queue)
-    history.wait_for_starts(*others, count=SLOTS)
+    history.wait_for_starts(*others, count=slots)
     open_gate(*others)
     with private_server.client() as client:
         wait_until(lambda: not client.keys(LOCK_KEYS), "what warmed it up is over")
@@ -59,6 +63,7 @@ def test_publishing_costs_no_round_trip(private_server):
     assert tap.commands == []
 
 
+@pytest.mark.parametrize("pool", ["prefork", "threads", "gevent", "eventlet"])
 def test_a_skipped_duplicate_costs_one_round_trip(warm_worker, private_server, history, label):
     hold.apply_async((label,), queue=warm_worker.worker_queue)
     history.wait_for_starts(label)

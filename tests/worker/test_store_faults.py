@@ -218,7 +218,7 @@ def test_with_the_broker_in_the_same_redis_they_wait_in_their_slots(
     site.store.freeze()
     with app.connection(site.server.url()) as connection:
         result = task.apply_async((label,), queue=worker.worker_queue, connection=connection)
-    wait_until(lambda: site.store.held == 1, "it has asked")
+    wait_until(lambda: site.store.held, "it has asked")
     site.fail(FAULTS[fault])
     try:
         wait_until(lambda: AWAY in log(), "it knows")
@@ -268,7 +268,7 @@ def test_copies_of_one_message_that_meet_a_failure_do_not_overlap(
     site.store.freeze()
     with app.connection(site.server.url()) as connection:
         result = run_late.apply_async((label,), queue=worker.worker_queue, connection=connection)
-    wait_until(lambda: site.store.held == 1, "it has asked")
+    wait_until(lambda: site.store.held, "it has asked")
     site.broker.cut()
     wait_until(lambda: "onnection to broker lost" in log(), "it is cut off")
     site.broker.heal()
@@ -294,7 +294,7 @@ def test_a_run_that_never_heard_of_its_lock_gets_the_same_one_when_it_asks_again
     site.store.freeze()
     with app.connection(site.server.url()) as connection:
         result = run.apply_async((label,), queue=worker.worker_queue, connection=connection)
-    wait_until(lambda: site.store.held == 1, "it has asked")
+    wait_until(lambda: site.store.held, "it has asked")
     site.broker.refuse()
     site.store.lose_replies(once=True)
     (lock,) = wait_until(site.locks, "the lock is taken")
@@ -416,7 +416,7 @@ def test_a_worker_that_stops_while_both_are_away_leaves_a_late_acknowledged_run_
     site.client().delete("unacked")  # what an old kombu may have left there
     with app.connection(own_server.url()) as connection:
         run_late.apply_async((label,), queue=worker.worker_queue, connection=connection)
-    wait_until(lambda: site.store.held == 1, "it has asked")
+    wait_until(lambda: site.store.held, "it has asked")
     site.fail(FAULTS["loading"])
     worker.wait_for_log("cannot go back")
 

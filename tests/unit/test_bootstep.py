@@ -1,0 +1,23 @@
+"""What a worker tells the runs that wait in its slots."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+from celery import Celery
+
+from celery_singleton_lock.bootstep import StoreCheck
+from celery_singleton_lock.locks import AppLocks
+
+
+@pytest.mark.parametrize("kind", ["stop", "terminate"])
+def test_runs_that_wait_are_told_of_each_kind_of_shutdown(kind):
+    app = Celery("shop", set_as_current=False)
+    app.conf.task_always_eager = True
+    worker = SimpleNamespace(app=app)
+    assert not AppLocks.of(app).is_stopping()
+
+    getattr(StoreCheck(worker), kind)(worker)
+
+    assert AppLocks.of(app).is_stopping()
