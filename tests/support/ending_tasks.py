@@ -102,7 +102,7 @@ end_requeued = ending_task(
 )
 end_autoretried = ending_task("end_autoretried", autoretry_for=(RetriedError,), retry_backoff=False)
 end_unstored = ending_task("end_unstored", base=FailsToStore)
-end_rarely = ending_task("end_rarely", acks_late=True, lock_at_least_for=3.0)
+end_rarely = ending_task("end_rarely", acks_late=True, lock_at_least_for=10.0)
 #: For workers that are killed: nobody can see that but the ttl.
 end_with_ttl = ending_task("end_with_ttl", lock_ttl=SHORT_TTL)
 end_late_with_ttl = ending_task("end_late_with_ttl", acks_late=True, lock_ttl=SHORT_TTL)

@@ -188,6 +188,18 @@ def test_a_lease_that_is_put_back_lives_a_full_ttl_from_then_on(new_lease, clock
     assert store.holder("report") is not None
 
 
+def test_a_lock_that_was_put_back_and_then_deleted_stays_deleted(new_lease, store):
+    lease = new_lease()
+    lease.acquire()
+    store.lose_data()
+    assert lease.restore()
+
+    store.release("report", lease.claim.owner_token)  # an operator, say
+
+    assert not lease.restore()
+    assert store.holder("report") is None
+
+
 @pytest.mark.parametrize("is_answered", [True, False])
 def test_a_lease_that_was_given_back_stays_so_whatever_the_store_loses(
     new_lease, store, is_answered
