@@ -94,8 +94,7 @@ class _SignalAbort(Abort):
             self._next_handler(number, frame)
             return
         self._is_pending = False
-        if not self._is_over:
-            raise LeaseLostError
+        raise LeaseLostError  # in the body, or in disarm(), which expects it
 
 
 class _ThreadAbort(Abort):

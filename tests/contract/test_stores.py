@@ -188,9 +188,18 @@ def test_a_lock_that_the_store_has_lost_is_put_back_as_it_was(store, let_time_pa
 
     assert store.holder(KEY) == holder
     assert not store.acquire(KEY, "b", LONG, SECOND).is_acquired
-    assert store.renew(KEY, "a", TTL)
     let_time_pass(TTL * 1.5)
     assert store.acquire(KEY, "b", LONG, SECOND).holder.fencing_token > holder.fencing_token
+
+
+def test_a_lock_that_was_put_back_is_renewed_and_released_like_any(store, lose_data):
+    _, holder, epoch = store.acquire(KEY, "a", LONG, FIRST)
+    lose_data()
+    store.restore(KEY, "a", LONG, holder, epoch)
+
+    assert store.renew(KEY, "a", LONG)
+    assert store.release(KEY, "a")
+    assert store.holder(KEY) is None
 
 
 def test_putting_a_lock_back_again_gives_the_same_answer(store, lose_data):
