@@ -5,12 +5,16 @@ from __future__ import annotations
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
-from threading import Event, Thread
+from importlib import import_module
+from importlib.util import find_spec
+from threading import Event, Thread, Timer
+from warnings import catch_warnings, simplefilter
 
 import pytest
 
 from celery_singleton_lock.aborting import Abort
 from celery_singleton_lock.errors import LeaseLostError
+from servers import missing
 from waiting import DEADLINE
 
 
@@ -59,11 +63,22 @@ def is_stopped(abort, body):
     return False
 
 
-@pytest.mark.parametrize("body", [spin, wait])
-def test_a_body_in_the_main_thread_is_stopped_also_while_it_waits(soft_time_limit, body):
-    assert is_stopped(Abort.here(), body)
+def test_a_body_in_the_main_thread_is_stopped(soft_time_limit):
+    assert is_stopped(Abort.here(), spin)
 
     assert signal.getsignal(signal.SIGUSR1) is soft_time_limit
+
+
+def test_so_is_one_that_waits(soft_time_limit):
+    abort, began = Abort.here(), time.monotonic()
+    timer = Timer(0.1, abort.fire)
+    timer.start()
+    with pytest.raises(LeaseLostError):
+        wait()
+    abort.disarm()
+    timer.join()
+
+    assert time.monotonic() - began < DEADLINE / 2
 
 
 def test_a_soft_time_limit_is_still_one(soft_time_limit):
@@ -110,6 +125,48 @@ def test_a_body_that_ends_while_it_is_stopped_leaves_nothing_behind(soft_time_li
         assert (run() if is_main else other.submit(run).result()) == "undisturbed"
 
 
+def test_a_body_that_is_stopped_while_it_ends_is_over_all_the_same(soft_time_limit, monkeypatch):
+    abort = Abort.here()
+    call_off = abort._call_off
+
+    def interrupted():
+        monkeypatch.setattr(abort, "_call_off", call_off)
+        raise LeaseLostError
+
+    monkeypatch.setattr(abort, "_call_off", interrupted)
+    abort.disarm()
+
+    assert signal.getsignal(signal.SIGUSR1) is soft_time_limit
+
+
+@pytest.mark.parametrize("is_over", [True, False])
+@pytest.mark.parametrize("library", ["gevent", "eventlet"])
+def test_a_body_in_a_greenlet_is_stopped_where_it_waits_unless_it_is_over(library, is_over):
+    if not find_spec(library):
+        missing(f"{library} is not installed")
+    with catch_warnings():
+        simplefilter("ignore")  # eventlet's own farewell
+        spawn, sleep = import_module(library).spawn, import_module(library).sleep
+
+    def body():
+        abort = Abort.here()
+        abort.fire()
+        if is_over:
+            abort.disarm()
+        try:
+            sleep(0.1)
+            return "undisturbed"
+        except LeaseLostError:
+            return "stopped"
+        finally:
+            abort.disarm()
+
+    greenlet = spawn(body)
+    outcome = greenlet.get() if library == "gevent" else greenlet.wait()
+
+    assert outcome == ("undisturbed" if is_over else "stopped")
+
+
 def test_a_body_in_another_thread_is_stopped_and_only_that_one():
     has_begun, may_end = Event(), Event()
 
@@ -147,5 +204,7 @@ def test_it_comes_up_once(soft_time_limit):
 
 def test_where_the_signal_would_end_the_process_an_asynchronous_error_does():
     assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
+    abort = Abort.here()
+    assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
 
-    assert is_stopped(Abort.here(), spin)
+    assert is_stopped(abort, spin)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 from celery import Celery
 
@@ -28,6 +30,22 @@ def app():
     return app
 
 
+def test_a_run_that_can_be_aborted_leaves_no_signal_handler_behind(app):
+    def handler(number, frame):
+        pass
+
+    @app.task(base=SingletonTask, on_lease_lost="abort", shared=False)
+    def task():
+        return signal.getsignal(signal.SIGUSR1) is handler
+
+    before = signal.signal(signal.SIGUSR1, handler)
+    try:
+        assert task.delay().get() is False
+        assert signal.getsignal(signal.SIGUSR1) is handler
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
 @pytest.fixture
 def locks(app):
     return AppLocks.of(app)
@@ -39,14 +57,13 @@ def events():
     told = []
     signals = (lock_acquired, lock_refused, lock_released, lease_lost)
     receivers = [
-        lambda sender, event, name=signal.name, **_: told.append((name, event))
-        for signal in signals
+        lambda sender, event, name=each.name, **_: told.append((name, event)) for each in signals
     ]
-    for signal, receiver in zip(signals, receivers, strict=True):
-        signal.connect(receiver)
+    for each, receiver in zip(signals, receivers, strict=True):
+        each.connect(receiver)
     yield told
-    for signal, receiver in zip(signals, receivers, strict=True):
-        signal.disconnect(receiver)
+    for each, receiver in zip(signals, receivers, strict=True):
+        each.disconnect(receiver)
 
 
 def a_task(app, body, **options):

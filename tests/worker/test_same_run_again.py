@@ -11,7 +11,7 @@ from celery import chain, chord
 from celery.app.trace import build_tracer
 from celery.exceptions import MaxRetriesExceededError
 
-from celery_singleton_lock import LockHeldError, lock_acquired
+from celery_singleton_lock import LockHeldError, lock_acquired, lock_released
 from celery_singleton_lock.publishing import HEADER
 from ending_tasks import end_rarely
 from timeline import overlaps
@@ -149,22 +149,22 @@ def test_a_copy_looks_for_that_success_with_the_lock_in_hand(
     app, history, label, held_locks, monkeypatch
 ):
     # Given a first copy that succeeds while the second one asks for its lock
-    backend = run.backend
     state = {True: "SUCCESS", False: "STARTED"}
-    monkeypatch.setattr(backend, "get_state", lambda task_id: state[bool(held_locks())])
+    monkeypatch.setattr(run.backend, "get_state", lambda task_id: state[bool(held_locks())])
     events = []
 
     def note(event, **_):
         events.append(event)
 
-    lock_acquired.connect(note)
-
+    for each in (lock_acquired, lock_released):
+        each.connect(note)
     deliver(run, label, delivery_info={"redelivered": True})
+    for each in (lock_acquired, lock_released):
+        each.disconnect(note)
 
-    lock_acquired.disconnect(note)
     assert history.runs(label) == []
     assert held_locks() == []
-    assert events == []
+    assert events == [], "no body had it"
 
 
 def test_a_run_that_got_its_lock_starts_afresh_when_it_is_retried(app, history, label):
