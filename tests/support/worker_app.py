@@ -12,14 +12,13 @@ import os
 import re
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from functools import lru_cache, partial
 from typing import Any
 
 import redis
 from celery import Celery
-from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
+from celery.exceptions import SoftTimeLimitExceeded
 from celery.worker.request import Request
 
 from celery_singleton_lock import Conflict, SingletonTask
@@ -270,87 +269,6 @@ def run_late(self, label):
     """As ``run``, acknowledged late."""
     with _recorded(self, label):
         return label
-
-
-@by_label(on_conflict="skip", throws=(KeyError,))
-def end(self, label, how):
-    """Ends in the way that ``how`` names."""
-    with _recorded(self, label):
-        return ENDINGS[how](self, label)
-
-
-def _return(self: Any, label: str) -> str:
-    return label
-
-
-def _raise(self: Any, label: str) -> None:
-    raise KeyError(label)
-
-
-@contextmanager
-def _lingering() -> Iterator[None]:
-    """Keeps a body that has sent itself again, so that the new message meets the old lock."""
-    try:
-        yield
-    finally:
-        time.sleep(0.2)
-
-
-def _retry(self: Any, label: str) -> str:
-    if self.request.retries == 0:
-        with _lingering():
-            raise self.retry(countdown=0)
-    return label
-
-
-def _ignore(self: Any, label: str) -> None:
-    raise Ignore
-
-
-def _reject(self: Any, label: str) -> None:
-    raise Reject("not wanted", requeue=False)
-
-
-def _go_back_once(self: Any, label: str) -> str:
-    if len(history().runs(label)) == 1:
-        raise Reject("not now", requeue=True)
-    return label
-
-
-def _replace(self: Any, label: str) -> None:
-    with _lingering():
-        raise self.replace(end.si(label, "return"))
-
-
-def _exit(self: Any, label: str) -> None:
-    raise SystemExit(3)
-
-
-def _exceed_soft_time_limit(self: Any, label: str) -> None:
-    _wait_at_gate(label)
-
-
-def _catch_soft_time_limit(self: Any, label: str) -> str:
-    try:
-        _wait_at_gate(label)
-    except SoftTimeLimitExceeded:
-        return "caught"
-    return "not reached"
-
-
-#: How a body can end, as far as the task itself decides it.
-ENDINGS = {
-    "return": _return,
-    "raise": _raise,
-    "retry": _retry,
-    "ignore": _ignore,
-    "reject": _reject,
-    "go back once": _go_back_once,
-    "replace": _replace,
-    "exit": _exit,
-    "exceed soft time limit": _exceed_soft_time_limit,
-    "catch soft time limit": _catch_soft_time_limit,
-}
 
 
 @task

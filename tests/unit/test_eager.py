@@ -92,6 +92,19 @@ def test_a_run_has_a_lease_and_gives_it_back(app, locks, events):
     assert events[0][1].task_name == "shop.buy"
 
 
+def test_an_eager_run_that_raises_to_its_caller_frees_its_lock(app, locks, events):
+    def body(self, sku):
+        raise KeyError(sku)
+
+    task = a_task(app, body)
+
+    with pytest.raises(KeyError):
+        task.apply(("anvil",), throw=True)
+
+    assert locks.store.holder(task._lock_options.key("singleton:", ("anvil",), {})) is None
+    assert [name for name, _ in events] == ["lock_acquired", "lock_released"]
+
+
 def test_a_nested_call_of_the_same_lock_does_not_meet_itself(app, locks):
     def body(self, sku, depth):
         inner = self.apply((sku, depth - 1)).result if depth else []

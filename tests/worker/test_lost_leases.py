@@ -10,7 +10,14 @@ from celery_singleton_lock import DuplicateTaskError, LeaseLostError
 from servers import redis_or_skip
 from timeline import overlaps
 from waiting import wait_until
-from worker_app import LOCK_KEYS, hold, hold_beyond_ttl, open_gate, stop_when_lost
+from worker_app import (
+    LOCK_KEYS,
+    hold,
+    hold_at_other_gate,
+    hold_beyond_ttl,
+    open_gate,
+    stop_when_lost,
+)
 
 POOLS = ["prefork", "threads", "solo", "gevent", "eventlet"]
 
@@ -111,3 +118,27 @@ def test_a_store_that_is_away_for_less_than_half_a_ttl_costs_no_lease(
     open_gate(label)
     assert result.get(timeout=10) == label
     assert "lost its lease" not in worker.logs()
+
+
+def test_a_run_that_lost_its_lock_leaves_the_next_holder_alone(
+    worker, lock_server, history, label, new_label
+):
+    # Given a run whose lock the store has lost, and another one that has taken it since
+    gate = new_label()
+    first = hold_at_other_gate.apply_async((label, gate), queue=worker.worker_queue)
+    history.wait_for_starts(label)
+    with lock_server.client() as client:
+        client.delete(*client.scan_iter(LOCK_KEYS))
+    second = hold.apply_async((label,), queue=worker.worker_queue)
+    history.wait_for_starts(label, count=2)
+
+    # When the first one ends
+    open_gate(gate)
+    assert first.get(timeout=10) == label
+    wait_until(lambda: f"[{first.id}] lost its lease" in worker.logs(), "the loss is logged")
+
+    # Then the lock is still the second one's
+    third = hold.apply_async((label,), queue=worker.worker_queue)
+    with pytest.raises(DuplicateTaskError) as caught:
+        third.get(timeout=10)
+    assert caught.value.holder.task_id == second.id

@@ -10,12 +10,13 @@ import celery
 import psutil
 import pytest
 
+from ending_tasks import end_late
 from lock_watch import executes
 from rabbitmq_server import GivenRabbitmq, given_url
 from servers import rabbitmq_or_skip
 from timeline import overlaps
 from waiting import wait_until
-from worker_app import count, die_once, end, hold, open_gate, run, run_later, tell_message
+from worker_app import count, die_once, hold, open_gate, run, run_later, tell_message
 
 BACK = "goes back to the queue"
 
@@ -127,7 +128,7 @@ def test_a_body_that_sends_its_own_message_back_does_not_meet_its_own_lock(
 ):
     (worker,) = start_workers(task_acks_late=True)
 
-    result = send(worker, end, label, "go back once")
+    result = send(worker, end_late, label, "body: Reject to the queue, once")
 
     assert result.get(timeout=20) == label
     first, second = history.wait_for_ends(label, count=2)
