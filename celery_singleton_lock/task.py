@@ -81,13 +81,17 @@ class SingletonTask(Task):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        for hook, consequence in _CONSEQUENCES.items():
-            if not _calls_the_next_one(vars(cls).get(hook), hook):
-                warnings.warn(
-                    f"{cls.__qualname__}.{hook}() does not call the next one, so {consequence}; "
-                    f"write super().{hook}(...) in it",
-                    stacklevel=2,
-                )
+        parents = [base for base in cls.__bases__ if issubclass(base, SingletonTask)]
+        known = {owner for parent in parents for owner in _in_front_of_ours(parent)}
+        for owner in [each for each in _in_front_of_ours(cls) if each not in known]:
+            for hook, consequence in _CONSEQUENCES.items():
+                if not _calls_the_next_one(vars(owner).get(hook), hook):
+                    base = "" if owner is cls else f", a base of {cls.__qualname__},"
+                    warnings.warn(
+                        f"{owner.__qualname__}.{hook}(){base} does not call the next one, so "
+                        f"{consequence}; write super().{hook}(...) in it",
+                        stacklevel=2,
+                    )
 
     @classmethod
     def on_bound(cls, app: Any) -> None:
@@ -176,6 +180,11 @@ def _release_after_any_ending(task: Any, **_: Any) -> None:
     """
     if isinstance(task, SingletonTask):
         runs.end(task)
+
+
+def _in_front_of_ours(task_class: type) -> tuple[type, ...]:
+    """The classes whose hooks run before those of :class:`SingletonTask`."""
+    return task_class.__mro__[: task_class.__mro__.index(SingletonTask)]
 
 
 def _calls_the_next_one(override: Any, hook: str) -> bool:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from threading import Event, Thread, Timer
-from warnings import catch_warnings, simplefilter
 
 import pytest
 
+import waiting
 from celery_singleton_lock.aborting import Abort
 from celery_singleton_lock.errors import LeaseLostError
 from servers import missing
@@ -139,32 +141,18 @@ def test_a_body_that_is_stopped_while_it_ends_is_over_all_the_same(soft_time_lim
     assert signal.getsignal(signal.SIGUSR1) is soft_time_limit
 
 
-@pytest.mark.parametrize("is_over", [True, False])
+@pytest.mark.parametrize(("moment", "outcome"), [("", "stopped"), ("over", "undisturbed")])
 @pytest.mark.parametrize("library", ["gevent", "eventlet"])
-def test_a_body_in_a_greenlet_is_stopped_where_it_waits_unless_it_is_over(library, is_over):
+def test_a_body_in_a_greenlet_is_stopped_where_it_waits_unless_it_is_over(library, moment, outcome):
     if not find_spec(library):
         missing(f"{library} is not installed")
-    with catch_warnings():
-        simplefilter("ignore")  # eventlet's own farewell
-        spawn, sleep = import_module(library).spawn, import_module(library).sleep
+    program = Path(waiting.__file__).with_name("greenlet_abort.py")
 
-    def body():
-        abort = Abort.here()
-        abort.fire()
-        if is_over:
-            abort.disarm()
-        try:
-            sleep(0.1)
-            return "undisturbed"
-        except LeaseLostError:
-            return "stopped"
-        finally:
-            abort.disarm()
+    done = subprocess.run(
+        [sys.executable, str(program), library, moment], capture_output=True, text=True, timeout=20
+    )
 
-    greenlet = spawn(body)
-    outcome = greenlet.get() if library == "gevent" else greenlet.wait()
-
-    assert outcome == ("undisturbed" if is_over else "stopped")
+    assert done.stdout == f"{outcome}\n", done.stderr
 
 
 def test_a_body_in_another_thread_is_stopped_and_only_that_one():

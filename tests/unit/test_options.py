@@ -276,6 +276,25 @@ def test_a_hook_that_is_given_as_a_task_option_is_found_out_too(app):
         bound(app, before_start=lambda self, task_id, args, kwargs: None)
 
 
+def test_a_base_in_front_of_ours_whose_hook_forgets_super_is_found_out_once():
+    class Other(Task):
+        def before_start(self, *args):
+            """Does something else."""
+
+    with pytest.warns(UserWarning, match=r"Other\.before_start\(\), a base of .*Mixed, does not"):
+
+        class Mixed(Other, SingletonTask):
+            pass
+
+    class Child(Mixed):
+        """Its parent was warned of."""
+
+    class Behind(SingletonTask, Other):
+        """Here ours comes first."""
+
+    assert issubclass(Child, Behind.__mro__[1])
+
+
 def test_hooks_that_call_the_next_one_are_fine():
     class Fine(SingletonTask):
         def before_start(self, *args):
