@@ -1,5 +1,7 @@
-"""Aborts a body in a greenlet; prints what became of it. Arguments: the library, and "over" if the
-body has ended when the abort arrives. A program of its own: eventlet minds what its process does.
+"""Aborts a body in a greenlet, and prints what became of it.
+
+Arguments: the library, and "over" if the body has ended when the abort arrives. It is a program of
+its own because eventlet minds what its process does.
 """
 
 from __future__ import annotations
