@@ -45,7 +45,8 @@ def begin(task: Any, options: LockOptions, args: Any, kwargs: Any) -> None:
     """Take the lock for the current run, or end the run here.
 
     Raises:
-        Ignore: The run was skipped, or went back to the queue; its callers were told.
+        Ignore: The run was skipped, and its callers were told; or it went back to the queue; or
+            its first copy has succeeded already.
         LockHeldError: The run fails, because its policy says so.
     """
     request = task.request
@@ -62,23 +63,11 @@ def begin(task: Any, options: LockOptions, args: Any, kwargs: Any) -> None:
     )
     # Before the store is asked: whatever ends this run from here on, end() finds the lease.
     request.singleton_lease = lease
-    holder = ask_store(task, locks, lease.acquire)
-    if lease.is_over and _is_leaving(task, options, holder):
-        leaving = holder
-        holder = ask_store(task, locks, lambda: _wait_for_release(lease, leaving))
-    if lease.is_over:
-        _refuse(task, locks, options, key, holder)
+    _take(task, locks, options, lease)
     is_redelivered = Waiting.of(request).is_redelivered
     forget_waiting(request)
     event = LockEvent(task.name, request.id, key, lease.fencing_token)
-    abort = request.singleton_abort = Abort.here() if options.on_lease_lost == "abort" else None
-
-    def on_lost(_: Lease) -> None:
-        if abort:
-            abort.fire()
-        _report_loss(task, event)
-
-    locks.hold(lease, on_lost)
+    _hold(task, locks, options, lease, event)
     # With the lock in hand: whoever had it before has stored its result.
     if is_redelivered and has_succeeded(task, request.id):
         with suppress(StoreError):
@@ -111,6 +100,30 @@ def end(task: Any) -> None:
         elif lease.is_lost and not was_known_lost:
             _report_loss(task, event)
     del request.singleton_lease
+
+
+def _take(task: Any, locks: AppLocks, options: LockOptions, lease: Lease) -> None:
+    """Acquire ``lease``, or end the run."""
+    holder = ask_store(task, locks, lease.acquire)
+    if lease.is_over and _is_leaving(task, options, holder):
+        leaving = holder
+        holder = ask_store(task, locks, lambda: _wait_for_release(lease, leaving))
+    if lease.is_over:
+        _refuse(task, locks, options, lease.key, holder)
+
+
+def _hold(task: Any, locks: AppLocks, options: LockOptions, lease: Lease, event: LockEvent) -> None:
+    """Renew ``lease`` for as long as the body lives, and tell the body when it is lost."""
+    abort = task.request.singleton_abort = (
+        Abort.here() if options.on_lease_lost == "abort" else None
+    )
+
+    def on_lost(_: Lease) -> None:
+        if abort:
+            abort.fire()
+        _report_loss(task, event)
+
+    locks.hold(lease, on_lost)
 
 
 def _is_leaving(task: Any, options: LockOptions, holder: Holder) -> bool:
