@@ -120,10 +120,12 @@ def combined_request(task_class: type) -> type[Request]:
         if "Request" in vars(owner):
             request_class = symbol_by_name(vars(owner)["Request"])  # type: ignore[no-untyped-call]
             if not any(issubclass(other, request_class) for other in found):
+                # One that this one extends is in it already, and Python takes none before its heir.
+                found = [each for each in found if not issubclass(request_class, each)]
                 found.append(request_class)
     if len(found) == 1:
         return found[0]
-    bases = sorted(found, key=lambda each: each is not SingletonRequest)
+    bases = sorted(found, key=lambda each: not issubclass(each, SingletonRequest))
     return type("+".join(each.__name__ for each in bases), tuple(bases), {})
 
 
