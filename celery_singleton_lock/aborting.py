@@ -11,7 +11,8 @@ a greenlet                thrown where the body waits: it does so whenever anoth
 (gevent, eventlet)
 ========================= ======================================================================
 
-A call that holds the GIL is stopped by none of them. A body that catches the error goes on.
+A call that holds the GIL is stopped by none of them. A body that catches the error goes on. One
+that has returned, and whose result is being stored, is left alone.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import sys
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 from .errors import LeaseLostError
@@ -31,24 +32,30 @@ _SIGNAL = getattr(signal, "SIGUSR1", None)  # Windows has none
 
 
 class Abort(ABC):
-    """Raises ``LeaseLostError``, once, in the body that runs where this was made."""
+    """Raises ``LeaseLostError``, once, in the body that runs where this was made.
 
-    def __init__(self) -> None:
+    Args:
+        body: Its code, to tell it from what Celery runs before and after it; ``None`` if it has
+            none that could be seen.
+    """
+
+    def __init__(self, body: CodeType | None) -> None:
+        self._body = body
         self._is_fired = False
         self._is_over = False
         self._mutex = threading.Lock()
 
     @classmethod
-    def here(cls) -> Abort:
+    def here(cls, body: CodeType | None = None) -> Abort:
         """For the body that is about to run in this thread or greenlet."""
         schedule = _greenlet_scheduler()
         if schedule is not None:
-            return _GreenletAbort(schedule)
+            return _GreenletAbort(body, schedule)
         is_in_main_thread = threading.current_thread() is threading.main_thread()
         # Only in front of a handler of Celery's: the default one would end the process.
         if is_in_main_thread and _SIGNAL and callable(signal.getsignal(_SIGNAL)):
-            return _SignalAbort(_SIGNAL)
-        return _ThreadAbort()
+            return _SignalAbort(body, _SIGNAL)
+        return _ThreadAbort(body)
 
     def fire(self) -> None:
         """Stop the body, from whatever thread this is called in."""
@@ -68,6 +75,11 @@ class Abort(ABC):
             except LeaseLostError:
                 continue
 
+    def _is_in_body(self, frame: FrameType | None) -> bool:
+        while self._body is not None and frame is not None and frame.f_code is not self._body:
+            frame = frame.f_back
+        return frame is not None
+
     @abstractmethod
     def _raise_in_body(self) -> None: ...
 
@@ -76,8 +88,8 @@ class Abort(ABC):
 
 
 class _SignalAbort(Abort):
-    def __init__(self, number: int) -> None:
-        super().__init__()
+    def __init__(self, body: CodeType | None, number: int) -> None:
+        super().__init__(body)
         self._number = number
         self._is_pending = False
         self._next_handler: Any = signal.signal(number, self._handle)
@@ -94,27 +106,31 @@ class _SignalAbort(Abort):
             self._next_handler(number, frame)
             return
         self._is_pending = False
-        raise LeaseLostError  # in the body, or in disarm(), which expects it
+        if self._is_in_body(frame):
+            raise LeaseLostError
 
 
 class _ThreadAbort(Abort):
-    def __init__(self) -> None:
-        super().__init__()
-        self._thread = ctypes.c_ulong(threading.get_ident())
+    def __init__(self, body: CodeType | None) -> None:
+        super().__init__(body)
+        self._thread = threading.get_ident()
 
     def _raise_in_body(self) -> None:
-        self._set(ctypes.py_object(LeaseLostError))
+        if self._is_in_body(sys._current_frames().get(self._thread)):
+            self._set(ctypes.py_object(LeaseLostError))
 
     def _call_off(self) -> None:
         self._set(None)
 
     def _set(self, error: Any) -> None:
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(self._thread, error)
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread), error)
 
 
 class _GreenletAbort(Abort):
-    def __init__(self, schedule: Callable[[Callable[[], None]], object]) -> None:
-        super().__init__()
+    def __init__(
+        self, body: CodeType | None, schedule: Callable[[Callable[[], None]], object]
+    ) -> None:
+        super().__init__(body)
         self._schedule = schedule
         self._greenlet = _current_greenlet()
 
@@ -125,7 +141,7 @@ class _GreenletAbort(Abort):
         """Nothing to do: what is scheduled looks first."""
 
     def _throw(self) -> None:
-        if not self._is_over:
+        if not self._is_over and self._is_in_body(self._greenlet.gr_frame):
             self._greenlet.throw(LeaseLostError)
 
 

@@ -38,7 +38,7 @@ class StoreCheck(bootsteps.StartStopStep):
         except SingletonError as error:
             raise CeleryCommandException(f"celery-singleton-lock: {error}", exit_code=1) from error
         locks.stop_flag.set(False)
-        locks.store.close()  # a forked child shall inherit no connection
+        locks.store.close()  # the first children that are forked need not inherit a connection
         logger.info("Singleton locks live in %s", locks)
 
     def stop(self, worker: Any) -> None:
@@ -49,4 +49,6 @@ class StoreCheck(bootsteps.StartStopStep):
 
 
 def _has_child_processes(worker: Any) -> bool:
-    return bool(worker.pool_cls.__module__.endswith("prefork"))
+    from celery.concurrency.prefork import TaskPool  # not where another pool will do
+
+    return issubclass(worker.pool_cls, TaskPool)

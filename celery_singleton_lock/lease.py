@@ -155,7 +155,7 @@ class Lease:
         """Take note of the store's answer to a renewal that was sent at ``asked_at``.
 
         A yes, however late, proves that nobody else had the lock in between: nothing puts an
-        owner token back but :meth:`restore`. After a no the lease stays lost.
+        owner token back but :meth:`restore`, after a loss of data. After a no the lease stays lost.
         """
         if self._state is not _State.HELD:
             return
@@ -178,7 +178,7 @@ class Lease:
             StoreError: The store did not answer; the lease is as it was.
         """
         with self._giving_back:
-            if not self.is_held or self._holder is None:
+            if not self.is_held or self._holder is None or not self._epoch:
                 return False
             asked_at = self._clock()
             epoch = self._store.restore(

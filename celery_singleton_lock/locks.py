@@ -6,9 +6,10 @@ import logging
 import mmap
 import os
 import threading
+import weakref
 from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, NamedTuple
 
 from celery.worker import state as worker_state
 
@@ -21,9 +22,16 @@ from .stores.base import Claim, LockStore
 
 logger = logging.getLogger(__name__)
 
+
+class _Held(NamedTuple):
+    thread: int
+    lease: Lease
+    is_abandoned: Callable[[], bool]
+
+
 #: The leases of the execution that runs here, outermost first. Per thread, greenlet and
 #: coroutine, like the executions themselves.
-_held_here: ContextVar[tuple[tuple[int, Lease], ...]] = ContextVar("held_here", default=())
+_held_here: ContextVar[tuple[_Held, ...]] = ContextVar("held_here", default=())
 
 
 class StopFlag:
@@ -83,17 +91,25 @@ class AppLocks:
 
     def enclosing_lease(self, key: str) -> Lease | None:
         """The lease on ``key`` that the execution around this call holds already."""
-        for thread, lease in _held_here.get():
+        for thread, lease, is_abandoned in _held_here.get():
             # Greenlets and threads can inherit a context; they are executions of their own.
             is_ours = lease.store is self.store and thread == threading.get_ident()
-            if is_ours and lease.key == key and lease.is_held:
+            if is_ours and lease.key == key and lease.is_held and not is_abandoned():
                 return lease
         return None
 
-    def hold(self, lease: Lease, on_lost: Callable[[Lease], None]) -> None:
-        """Renew an acquired lease, and let nested calls find it, until :meth:`let_go`."""
-        _held_here.set((*_held_here.get(), (threading.get_ident(), lease)))
-        self._renewer.keep(lease, on_lost)
+    def hold(self, lease: Lease, on_lost: Callable[[Lease], None], run: object) -> None:
+        """Renew an acquired lease, and let nested calls find it, until :meth:`let_go`.
+
+        Or until ``run`` is no more: a signal can keep Celery from telling that it has ended.
+        """
+        alive = weakref.ref(run)
+
+        def is_abandoned() -> bool:
+            return alive() is None
+
+        _held_here.set((*_held_here.get(), _Held(threading.get_ident(), lease, is_abandoned)))
+        self._renewer.keep(lease, on_lost, is_abandoned)
 
     def __str__(self) -> str:
         return f"{self.store} (from {self.address.origin})"
@@ -142,5 +158,5 @@ class AppLocks:
 
     def let_go(self, lease: Lease) -> bool:
         """Release a lease, whatever became of it; see :meth:`Lease.release`."""
-        _held_here.set(tuple(entry for entry in _held_here.get() if entry[1] is not lease))
+        _held_here.set(tuple(held for held in _held_here.get() if held.lease is not lease))
         return lease.release()

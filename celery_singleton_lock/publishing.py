@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass, fields, replace
 from typing import Any
 
 #: Message header of a run that was put back: what :class:`Waiting` says, as a list. Dropped once
@@ -35,7 +35,8 @@ class Waiting:
     @classmethod
     def of(cls, request: Any) -> Waiting:
         """As the message of the current run tells it."""
-        told = cls(*((request.headers or {}).get(HEADER) or ()))
+        # A newer release may tell more.
+        told = cls(*((request.headers or {}).get(HEADER) or ())[: len(fields(cls))])
         is_redelivered = bool((request.delivery_info or {}).get("redelivered"))
         return replace(told, is_redelivered=told.is_redelivered or is_redelivered)
 

@@ -17,7 +17,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Union
+from typing import Any, NamedTuple, Union, cast
 
 from .errors import StoreError
 from .lease import ChildLease, Lease
@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 RENEW_AFTER = 1 / 3
 #: A lease may go along with an earlier one by this part of its ttl, so that trips grow together.
 RENEW_EARLY = 1 / 6
+#: Seconds; leases with a long ttl are looked at more often, so that those that are over go.
+LONGEST_PAUSE = 60.0
 #: After a trip that the store did not answer, the next one comes after this part of the ttl.
 RETRY_AFTER = 1 / 10
 
@@ -41,6 +43,7 @@ class _Kept(NamedTuple):
     order: int  # no two are equal, so that tuples never compare leases
     lease: RenewableLease
     on_lost: OnLost
+    is_abandoned: Callable[[], bool]
 
 
 class LeaseRenewer:
@@ -61,9 +64,17 @@ class LeaseRenewer:
         self._thread: threading.Thread | None = None
         self._is_store_away = False
 
-    def keep(self, lease: RenewableLease, on_lost: OnLost) -> None:
-        """Renew ``lease`` from now on; call ``on_lost`` once, from the thread, if it is lost."""
-        kept = _Kept(0.0, 0, lease, on_lost)
+    def keep(
+        self,
+        lease: RenewableLease,
+        on_lost: OnLost,
+        is_abandoned: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Renew ``lease`` from now on; call ``on_lost`` once, from the thread, if it is lost.
+
+        A lease that is abandoned, because what held it is gone without a word, is released.
+        """
+        kept = _Kept(0.0, 0, lease, on_lost, is_abandoned)
         with self._changed:
             self._push(kept, RENEW_AFTER)
             if self._thread is None:
@@ -78,6 +89,9 @@ class LeaseRenewer:
         """Renew what is due, in one trip per store. The thread does nothing else."""
         by_store: dict[LockStore, list[_Kept]] = {}
         for kept in self._take_due():
+            if kept.is_abandoned():
+                self._give_back(kept)
+                continue
             by_store.setdefault(kept.lease.store, []).append(kept)
         for store, due in by_store.items():
             self._renew(store, due)
@@ -103,8 +117,9 @@ class LeaseRenewer:
             while self._heap and self._heap[0].due <= now:
                 taken.append(heapq.heappop(self._heap))
             while taken and self._heap:
-                due, _, lease, _ = self._heap[0]
-                if not lease.is_over and due - lease.ttl * RENEW_EARLY > now:
+                due, _, lease, *_ = self._heap[0]
+                early = min(lease.ttl * RENEW_EARLY, LONGEST_PAUSE / 2)
+                if not lease.is_over and due - early > now:
                     break
                 taken.append(heapq.heappop(self._heap))
         return [kept for kept in taken if not kept.lease.is_over]
@@ -116,11 +131,14 @@ class LeaseRenewer:
         except Exception as error:
             self._put_off(due, error)
             return
-        if self._is_store_away:
-            self._is_store_away = False
-            logger.info("The lock store %s answers again; leases are renewed", store)
+        is_all_answered = True
         for kept, is_ours in zip(due, answers, strict=True):
-            if not is_ours and self._is_restored(kept):
+            try:
+                if not is_ours and self._is_restored(kept):
+                    continue
+            except Exception as error:
+                self._put_off([kept], error)
+                is_all_answered = False
                 continue
             kept.lease.confirm(asked_at, is_ours)
             if kept.lease.is_held:
@@ -129,15 +147,13 @@ class LeaseRenewer:
                 self._push(kept, 0.0)  # the answer came so late that it proves nothing about now
             else:
                 self._report_lost(kept)
+        if is_all_answered and self._is_store_away:
+            self._is_store_away = False
+            logger.info("The lock store %s answers again; leases are renewed", store)
 
     def _is_restored(self, kept: _Kept) -> bool:
-        """Whether the lease needs no verdict: its lock is back, or nobody could tell yet."""
-        try:
-            if not kept.lease.restore():
-                return False
-        except Exception as error:
-            self._put_off([kept], error)
-            return True
+        if not kept.lease.restore():
+            return False
         logger.warning(
             "The lock store %s has lost data: %s was put back, its run goes on",
             kept.lease.store,
@@ -159,8 +175,15 @@ class LeaseRenewer:
             else:
                 self._push(kept, RETRY_AFTER)
 
+    def _give_back(self, kept: _Kept) -> None:
+        logger.warning("The run that held %s has ended without giving it back", kept.lease.key)
+        try:
+            cast(Lease, kept.lease).release()  # a child's is never abandoned
+        except Exception as error:
+            logger.warning("%s; the lock %s ends with its ttl", error, kept.lease.key)
+
     def _push(self, kept: _Kept, part_of_ttl: float) -> None:
-        due = self._clock() + kept.lease.ttl * part_of_ttl
+        due = self._clock() + min(kept.lease.ttl * part_of_ttl, LONGEST_PAUSE)
         with self._changed:
             heapq.heappush(self._heap, kept._replace(due=due, order=next(self._order)))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import threading
 import time
 from contextlib import suppress
 from dataclasses import replace
@@ -50,6 +51,9 @@ def begin(task: Any, options: LockOptions, args: Any, kwargs: Any) -> None:
         LockHeldError: The run fails, because its policy says so.
     """
     request = task.request
+    waiting = Waiting.of(request)
+    if waiting.is_redelivered:
+        _end_if_succeeded(task)
     locks = AppLocks.of(task.app)
     key = options.key(locks.address.key_prefix, args, kwargs)
     enclosing = locks.enclosing_lease(key)
@@ -64,16 +68,17 @@ def begin(task: Any, options: LockOptions, args: Any, kwargs: Any) -> None:
     # Before the store is asked: whatever ends this run from here on, end() finds the lease.
     request.singleton_lease = lease
     _take(task, locks, options, lease)
-    is_redelivered = Waiting.of(request).is_redelivered
     forget_waiting(request)
     event = LockEvent(task.name, request.id, key, lease.fencing_token)
     _hold(task, locks, options, lease, event)
-    # With the lock in hand: whoever had it before has stored its result.
-    if is_redelivered and has_succeeded(task, request.id):
-        with suppress(StoreError):
-            locks.let_go(lease)
-        logger.info("Task %s[%s] has succeeded already: not run again", task.name, request.id)
-        raise Ignore("its first copy succeeded")
+    if waiting.is_redelivered:
+        # Once more, with the lock in hand: whoever had it until now has stored its result.
+        try:
+            _end_if_succeeded(task)
+        except Ignore:
+            with suppress(StoreError):
+                locks.let_go(lease)
+            raise
     lock_acquired.send(sender=task, event=event)
 
 
@@ -83,10 +88,18 @@ def end(task: Any) -> None:
     lease = vars(request).get("singleton_lease")
     if not isinstance(lease, Lease) or lease.pid != os.getpid():
         return  # the second: a child that the body forked; the lease is its parent's
+    try:
+        _give_back(task, lease)
+    except BaseException:
+        _give_back(task, lease)  # a time limit came up in there; the lock must not live on for it
+        raise
+
+
+def _give_back(task: Any, lease: Lease) -> None:
+    request = task.request
     abort = vars(request).get("singleton_abort")
     if abort:
         abort.disarm()
-    was_known_lost = lease.is_lost
     event = LockEvent(task.name, request.id, lease.key, lease.fencing_token)
     try:
         is_freed = AppLocks.of(task.app).let_go(lease)
@@ -97,9 +110,15 @@ def end(task: Any) -> None:
     else:
         if is_freed and lease.fencing_token:
             lock_released.send(sender=task, event=event)
-        elif lease.is_lost and not was_known_lost:
-            _report_loss(task, event)
-    del request.singleton_lease
+        elif lease.is_lost:
+            request.singleton_loss.report()
+    vars(request).pop("singleton_lease", None)
+
+
+def _end_if_succeeded(task: Any) -> None:
+    if has_succeeded(task, task.request.id):
+        logger.info("Task %s[%s] has succeeded already: not run again", task.name, task.request.id)
+        raise Ignore("its first copy succeeded")
 
 
 def _take(task: Any, locks: AppLocks, options: LockOptions, lease: Lease) -> None:
@@ -114,16 +133,17 @@ def _take(task: Any, locks: AppLocks, options: LockOptions, lease: Lease) -> Non
 
 def _hold(task: Any, locks: AppLocks, options: LockOptions, lease: Lease, event: LockEvent) -> None:
     """Renew ``lease`` for as long as the body lives, and tell the body when it is lost."""
-    abort = task.request.singleton_abort = (
-        Abort.here() if options.on_lease_lost == "abort" else None
-    )
+    request, abort = task.request, None
+    if options.on_lease_lost == "abort":
+        abort = request.singleton_abort = Abort.here(getattr(task.run, "__code__", None))
+    loss = request.singleton_loss = _Loss(task, event)
 
     def on_lost(_: Lease) -> None:
         if abort:
             abort.fire()
-        _report_loss(task, event)
+        loss.report()
 
-    locks.hold(lease, on_lost)
+    locks.hold(lease, on_lost, request)
 
 
 def _is_leaving(task: Any, options: LockOptions, holder: Holder) -> bool:
@@ -186,13 +206,23 @@ def _refuse(task: Any, locks: AppLocks, options: LockOptions, key: str, holder: 
     raise Skipped(message)
 
 
-def _report_loss(task: Any, event: LockEvent) -> None:
-    logger.warning(
-        "Task %s[%s] lost its lease on %s (fencing token %d) before its end: "
-        "another run may have started",
-        event.task_name,
-        event.task_id,
-        event.lock_key,
-        event.fencing_token,
-    )
-    lease_lost.send(sender=task, event=event)
+class _Loss:
+    """That a run lost its lease: told once, by the renewal thread or at the run's end."""
+
+    def __init__(self, task: Any, event: LockEvent) -> None:
+        self._task = task
+        self._event = event
+        self._is_told = threading.Lock()
+
+    def report(self) -> None:
+        if not self._is_told.acquire(blocking=False):
+            return
+        logger.warning(
+            "Task %s[%s] lost its lease on %s (fencing token %d) before its end: "
+            "another run may have started",
+            self._event.task_name,
+            self._event.task_id,
+            self._event.lock_key,
+            self._event.fencing_token,
+        )
+        lease_lost.send(sender=self._task, event=self._event)

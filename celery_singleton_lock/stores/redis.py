@@ -139,7 +139,7 @@ class RedisStore(LockStore):
         task_id, worker, pid, since, fencing_token = astuple(holder)
         as_it_was = (task_id, worker, pid, round(since * 1_000_000), fencing_token)
         keys_and_args = (key, _bucket(key), owner_token, _ms(ttl), epoch, *as_it_was)
-        return self._ask(lambda: self._run(RESTORE, 2, *keys_and_args))  # type: ignore[no-any-return]
+        return self._ask(lambda: self._restored(*keys_and_args))
 
     def holder(self, key: str) -> Holder | None:
         """See :meth:`LockStore.holder`. One round trip."""
@@ -171,6 +171,14 @@ class RedisStore(LockStore):
         except NoScriptError:
             return self._client.eval(script.source, key_count, *keys_and_args)
 
+    def _restored(self, *keys_and_args: Any) -> str | None:
+        try:
+            return self._run(RESTORE, 2, *keys_and_args)  # type: ignore[no-any-return]
+        except ResponseError as error:
+            if _is_written_over(error):
+                return None
+            raise
+
     def _renew_in_one_trip(self, claims: Sequence[Claim]) -> list[bool]:
         def renew_all() -> list[Any]:
             # Plain EVALSHA: a registered script would add a SCRIPT EXISTS round trip.
@@ -187,11 +195,16 @@ class RedisStore(LockStore):
 
 
 def _is_renewed(answer: Any) -> bool:
-    if isinstance(answer, ResponseError) and "WRONGTYPE" in str(answer):
-        return False  # somebody wrote over this lock; the others are none the worse for it
+    if _is_written_over(answer):
+        return False  # the others are none the worse for it
     if isinstance(answer, Exception):
         raise answer
     return bool(answer)
+
+
+def _is_written_over(answer: Any) -> bool:
+    """Whether somebody else has put something else under a lock's key."""
+    return isinstance(answer, ResponseError) and "WRONGTYPE" in str(answer)
 
 
 def _what_it_did(error: Exception) -> str:

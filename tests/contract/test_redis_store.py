@@ -78,6 +78,15 @@ def test_a_lock_is_put_back_into_a_server_that_came_back_with_an_old_snapshot(st
     assert client.hget("singleton:{7}:fencing", "fencing_token") == str(holder.fencing_token)
 
 
+def test_a_lock_that_somebody_wrote_over_is_not_put_back(store, client):
+    _, holder, epoch = store.acquire(KEY, "a", 60.0, ME)
+    client.flushdb()
+    client.set(KEY, "somebody else's data")
+
+    assert store.restore(KEY, "a", 60.0, holder, epoch) is None
+    assert client.get(KEY) == "somebody else's data"
+
+
 def test_a_lock_that_an_operator_deleted_is_not_put_back(store, client):
     _, holder, epoch = store.acquire(KEY, "a", 60.0, ME)
     client.delete(KEY)

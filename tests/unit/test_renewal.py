@@ -203,6 +203,51 @@ def test_a_store_that_raises_what_it_should_not_loses_no_lease(
     assert "ZeroDivisionError" in caplog.text
 
 
+def test_an_abandoned_lease_is_released(renewer, new_lease, clock, store, lost, caplog):
+    leases = [new_lease(key, ttl=30) for key in ("kept", "left")]
+    for lease in leases:
+        lease.acquire()
+        renewer.keep(lease, lost.append, is_abandoned=lambda key=lease.key: key == "left")
+
+    clock.advance(10)
+    renewer.renew_due()
+
+    assert store.holder("kept") is not None
+    assert store.holder("left") is None
+    assert lost == []
+    assert "held left has ended" in caplog.text
+
+
+def test_a_lease_that_is_over_is_not_remembered_for_its_whole_ttl(renewer, new_lease, clock):
+    for number in range(100):
+        lease = new_lease(str(number), ttl=24 * 3600)
+        lease.acquire()
+        renewer.keep(lease, print)
+        lease.release()
+
+    clock.advance(60)
+    renewer.renew_due()
+
+    assert renewer._heap == []
+
+
+def test_an_outage_that_hits_only_what_is_put_back_is_told_once(
+    renewer, new_lease, clock, store, lost, caplog
+):
+    lease = new_lease(ttl=30)
+    lease.acquire()
+    renewer.keep(lease, lost.append)
+    store.lose_data()
+    store.is_away_for = "restore"
+
+    with caplog.at_level(logging.INFO, "celery_singleton_lock"):
+        for _ in range(25):
+            clock.advance(1)
+            renewer.renew_due()
+
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
 def test_two_stores_take_a_trip_each(renewer, new_lease, clock, store, lost):
     other_store = AbsentStore(clock=clock)
     here, there = new_lease(key="a"), new_lease(key="b")
