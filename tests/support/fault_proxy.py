@@ -98,7 +98,7 @@ class FaultProxy:
             if self._server:
                 self._server.close()
                 self._server = None
-            for link in self._links:
+            for link in list(self._links):
                 link.transport.abort()
         elif self._server is None:
             self._server = await asyncio.start_server(self._serve, sock=_bound(self.port))
@@ -106,20 +106,25 @@ class FaultProxy:
         self._changed = asyncio.Event()
 
     async def _cancel_all(self) -> None:
+        await _take_turns()  # what has just been accepted is not known yet
+        for link in list(self._links):
+            link.transport.abort()
         others = asyncio.all_tasks() - {asyncio.current_task()}
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
-        for _ in range(3):  # a transport that is aborted closes its socket some turns later
-            await asyncio.sleep(0)
+        await _take_turns()  # what is aborted closes its socket some turns later
 
     async def _serve(self, reader: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
         self._links.add(client)
         try:
-            answers, server = await asyncio.open_connection("127.0.0.1", self._upstream)
-        except OSError:
+            with suppress(OSError):
+                await self._relay(reader, client)
+        finally:
             self._end(client)
-            return
+
+    async def _relay(self, reader: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
+        answers, server = await asyncio.open_connection("127.0.0.1", self._upstream)
         loses = asyncio.Event()
         replies = asyncio.create_task(self._pass_replies(answers, client, loses))
         try:
@@ -171,6 +176,11 @@ class FaultProxy:
     def _end(self, client: asyncio.StreamWriter) -> None:
         self._links.discard(client)
         client.transport.abort()
+
+
+async def _take_turns() -> None:
+    for _ in range(50):
+        await asyncio.sleep(0)
 
 
 async def _next_command(reader: asyncio.StreamReader) -> tuple[bytes, str]:
