@@ -179,7 +179,7 @@ class FaultProxy:
 
 
 async def _take_turns() -> None:
-    for _ in range(50):
+    for _ in range(5):
         await asyncio.sleep(0)
 
 

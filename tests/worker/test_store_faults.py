@@ -118,11 +118,8 @@ def own_server():
 
 @pytest.fixture(scope="module")
 def proxies():
-    """All of them."""
-    proxies: list[FaultProxy] = []
-    yield proxies
-    for each in proxies:
-        each.stop()
+    """All of them. They end with the process: so do the workers that reach their Redis by them."""
+    return []
 
 
 @pytest.fixture(scope="module")
@@ -343,10 +340,10 @@ def test_a_body_outlives_a_failure_that_is_shorter_than_its_ttl(
     site.fail(FAULTS[fault])
     try:
         # In the process of the body and in the main one.
-        wait_until(lambda: log().count("cannot be renewed") == 2, "renewal has failed")
+        wait_until(lambda: log().count("cannot be renewed") >= 2, "renewal has failed")
     finally:
         site.recover(FAULTS[fault])
-    wait_until(lambda: log().count("are renewed") == 2, "it goes on")
+    wait_until(lambda: log().count("are renewed") >= 2, "it goes on")
 
     (lock,) = site.locks()
     wait_until(lambda: time.monotonic() > running.start + 4, "its first ttl is over")
