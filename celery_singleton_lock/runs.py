@@ -84,19 +84,18 @@ def begin(task: Any, options: LockOptions, args: Any, kwargs: Any) -> None:
 
 def end(task: Any) -> None:
     """Give back what the current run holds. Does nothing the second time, or without a lock."""
+    try:
+        _give_back(task)
+    except BaseException:
+        _give_back(task)  # a time limit came up in there; the lock must not live on for it
+        raise
+
+
+def _give_back(task: Any) -> None:
     request = task.request
     lease = vars(request).get("singleton_lease")
     if not isinstance(lease, Lease) or lease.pid != os.getpid():
         return  # the second: a child that the body forked; the lease is its parent's
-    try:
-        _give_back(task, lease)
-    except BaseException:
-        _give_back(task, lease)  # a time limit came up in there; the lock must not live on for it
-        raise
-
-
-def _give_back(task: Any, lease: Lease) -> None:
-    request = task.request
     abort = vars(request).get("singleton_abort")
     if abort:
         abort.disarm()
