@@ -136,22 +136,19 @@ def _of_this_celery(value: Any) -> Any:
 
 def kill_the_child(stage: Any) -> None:
     """As the kernel does when memory is short."""
-    stage.send()
-    os.kill(stage.body().pid, signal.SIGKILL)
+    os.kill(stage.start().pid, signal.SIGKILL)
 
 
 def terminate_the_child(stage: Any) -> None:
     """SIGTERM from outside."""
-    stage.send()
-    os.kill(stage.body().pid, signal.SIGTERM)
+    os.kill(stage.start().pid, signal.SIGTERM)
 
 
 def revoke_with(name: str) -> Callable[[Any], None]:
     """``revoke(terminate=True)`` with this signal, while the body runs."""
 
     def revoke(stage: Any) -> None:
-        stage.send()
-        stage.body()
+        stage.start()
         stage.result.revoke(terminate=True, signal=name)
 
     return revoke
@@ -180,8 +177,7 @@ def revoke_before_the_start(stage: Any) -> None:
 
 def shut_down_warm(stage: Any) -> None:
     """SIGTERM; the body has all the time that it wants."""
-    stage.send()
-    stage.body()
+    stage.start()
     stage.signal_worker("SIGTERM")
     stage.worker.wait_for_log("Warm shutdown")
     stage.open_gate()
@@ -190,8 +186,7 @@ def shut_down_warm(stage: Any) -> None:
 
 def shut_down_cold(stage: Any) -> None:
     """SIGQUIT; a body that it cannot end has all the time that it wants."""
-    stage.send()
-    stage.body()
+    stage.start()
     stage.signal_worker("SIGQUIT")
     if stage.pool == "threads" or (stage.pool == "solo" and Version("5.5") > CELERY):
         stage.wait_for_log("Cold shutdown", "on_cold_shutdown")
@@ -205,8 +200,7 @@ def shut_down_cold(stage: Any) -> None:
 
 def shut_down_softly(stage: Any) -> None:
     """SIGQUIT, with a time in which the body may end."""
-    stage.send()
-    stage.body()
+    stage.start()
     stage.signal_worker("SIGQUIT")
     stage.worker.wait_for_log("Initiating Soft Shutdown")
     stage.open_gate()
@@ -216,16 +210,14 @@ def shut_down_softly(stage: Any) -> None:
 
 def kill_the_worker(stage: Any) -> None:
     """SIGKILL to the main process, as after a power cut."""
-    stage.send()
-    stage.body()
+    stage.start()
     stage.signal_worker("SIGKILL")
     stage.worker.container.wait_for_exit()
 
 
 def kill_the_worker_that_shuts_down(stage: Any) -> None:
     """The grace period of a supervisor is over."""
-    stage.send()
-    stage.body()
+    stage.start()
     stage.signal_worker("SIGTERM")
     stage.worker.wait_for_log("Warm shutdown")
     stage.signal_worker("SIGKILL")
@@ -254,8 +246,7 @@ def die_of_memory(stage: Any) -> None:
 
 def lose_the_connection(stage: Any) -> None:
     """The broker drops the worker's connections while the body runs."""
-    stage.send()
-    stage.body()
+    stage.start()
     stage.drop_connections()
 
 
@@ -280,8 +271,7 @@ def lose_the_connection_and_the_run(stage: Any) -> None:
 
 def redeliver_while_it_runs(stage: Any) -> None:
     """What the broker does when the visibility timeout is over."""
-    stage.send()
-    stage.body()
+    stage.start()
     stage.redeliver()
     stage.worker.wait_for_log("goes back to the queue")
     stage.open_gate()
@@ -289,8 +279,7 @@ def redeliver_while_it_runs(stage: Any) -> None:
 
 def redeliver_while_it_dies(stage: Any) -> None:
     """The copy that was refused for a while is the one that is left."""
-    stage.send()
-    pid = stage.body().pid
+    pid = stage.start().pid
     stage.redeliver()
     stage.worker.wait_for_log("goes back to the queue")
     os.kill(pid, signal.SIGKILL)
@@ -298,8 +287,7 @@ def redeliver_while_it_dies(stage: Any) -> None:
 
 def redeliver_behind_it(stage: Any) -> None:
     """The copy waits for the only slot, and finds the result."""
-    stage.send()
-    stage.body()
+    stage.start()
     stage.redeliver()
     stage.wait_for_copy()
     stage.open_gate()
@@ -307,16 +295,14 @@ def redeliver_behind_it(stage: Any) -> None:
 
 def shrink_the_pool(stage: Any) -> None:
     """By remote control."""
-    stage.send()
-    stage.body()
+    stage.start()
     stage.control("pool_shrink", n=1)
     stage.open_gate()
 
 
 def restart_the_pool(stage: Any) -> None:
     """By remote control."""
-    stage.send()
-    stage.body()
+    stage.start()
     stage.control("pool_restart")
     stage.open_gate()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import time
 from types import SimpleNamespace
 from uuid import uuid4
 
@@ -143,8 +142,7 @@ def test_a_loss_that_the_renewal_never_saw_is_told_at_the_end(app, store, losses
 
     def body(self):
         take_away(store, self)
-        while not self.lease.is_lost:
-            time.sleep(0.01)
+        wait_until(lambda: self.lease.is_lost, "its own clock knows")
 
     task = new_task(app, body, lock_ttl=0.1)
     deliver(task, id="one")

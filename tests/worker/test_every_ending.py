@@ -51,8 +51,9 @@ class Stage:
                 **self.ending.options,
             )
 
-    def body(self):
-        """The first run, once it has started, and its message is acknowledged if that is early."""
+    def start(self):
+        """Publish it, and wait for its body, and for its message's early acknowledgement."""
+        self.send()
         self._history.wait_for_starts(self._label)
         if not self.is_late and self.pool != "solo":
             wait_until(lambda: self.messages() == 0, "the message is acknowledged")
