@@ -7,7 +7,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 import psutil
@@ -110,6 +110,10 @@ class Broker:
             pipeline.watch(self._queue)
             if task_ids - _task_ids(pipeline.lrange(self._queue, 0, -1), pipeline.hvals("unacked")):
                 return False
+            # Of a run that was put back, the delivery that is not acknowledged yet says nothing of
+            # the new message: see that none has been handed out.
+            if any(_has_an_answer(each, ports) for each in pipeline.client_list()):
+                return False
             pipeline.multi()
             for port in ports:
                 pipeline.client_kill_filter(addr=f"127.0.0.1:{port}")
@@ -118,6 +122,12 @@ class Broker:
             except redis.WatchError:
                 return False
         return True
+
+
+def _has_an_answer(client: Mapping[str, str], ports: Collection[int]) -> bool:
+    """Whether Redis has answered one of these connections, which asked for the next message."""
+    is_one_of_them = int(client["addr"].rpartition(":")[2]) in ports
+    return is_one_of_them and client["cmd"] == "brpop" and "b" not in client["flags"]
 
 
 def _task_ids(queued: Iterable[str], unacknowledged: Iterable[str]) -> set[str]:
