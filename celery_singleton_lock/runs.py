@@ -109,7 +109,7 @@ def _give_back(task: Any) -> None:
     else:
         if is_freed and lease.fencing_token:
             lock_released.send(sender=task, event=event)
-        elif lease.is_lost:
+        elif lease.is_lost and "singleton_loss" in vars(request):  # else no body has had it
             request.singleton_loss.report()
     vars(request).pop("singleton_lease", None)
 

@@ -171,6 +171,27 @@ def test_a_body_that_has_returned_is_not_aborted(app, store, losses, monkeypatch
     assert task.AsyncResult("two").state == "SUCCESS"
 
 
+def test_a_lock_that_was_lost_before_its_body_began_is_no_loss_to_tell(
+    app, store, losses, monkeypatch, caplog
+):
+    # Given a time limit that comes when the lock is taken and not yet looked after
+    def interrupted(task, *args):
+        take_away(store, task)
+        raise SoftTimeLimitExceeded
+
+    def body(self):
+        raise AssertionError("must not run")
+
+    monkeypatch.setattr(runs, "_hold", interrupted)
+    task = new_task(app, body)
+    deliver(task, id="four")
+
+    assert isinstance(task.AsyncResult("four").result, SoftTimeLimitExceeded)
+    assert losses == []
+    assert "AttributeError" not in caplog.text
+    assert store.holder(key_of(task)).task_id == "theirs"
+
+
 def test_a_copy_that_need_not_run_keeps_no_lock(app, store):
     def body(self):
         raise AssertionError("must not run")
