@@ -150,7 +150,7 @@ def test_a_body_that_survives_its_revocation_keeps_its_lock(
 def test_a_c_call_that_holds_the_gil_for_longer_than_the_ttl_keeps_the_lock(
     own_worker, history, label, lock_is_gone
 ):
-    # When the body holds the GIL for some multiples of its ttl of 0.4 s, and a duplicate comes
+    # When the body holds the GIL for twice its ttl, and duplicates come
     first = stop_the_gil.apply_async((label,), queue=own_worker.worker_queue)
     history.wait_for_starts(label)
     others = []
@@ -158,10 +158,10 @@ def test_a_c_call_that_holds_the_gil_for_longer_than_the_ttl_keeps_the_lock(
         others.append(stop_the_gil.apply_async((label,), queue=own_worker.worker_queue))
         wait_until(others[-1].ready, "the duplicate is refused, or runs")
 
-    assert first.get(timeout=10) > 3 * stop_the_gil.lock_ttl
+    assert first.get(timeout=10) > 2 * stop_the_gil.lock_ttl
     runs = history.runs(label)
     assert overlaps(runs) == 0
-    assert runs[0].end - runs[0].start > 3 * stop_the_gil.lock_ttl
+    assert runs[0].end - runs[0].start > 2 * stop_the_gil.lock_ttl
     # Only one that came after the first had ended may have run.
     assert [each.state for each in others[:-1]] == ["REVOKED"] * (len(others) - 1)
     lock_is_gone()

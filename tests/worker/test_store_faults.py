@@ -104,6 +104,14 @@ class Site:
         """How many are in the queue, or with a worker that has not acknowledged them."""
         return self.client().llen(queue) + self.client().hlen("unacked")
 
+    def wait_for_acknowledgement(self, queue: str) -> None:
+        """Return when no message is left.
+
+        A run in a thread may ask for its lock before its message is acknowledged, and no Celery
+        worker survives what some failures of the broker make of that.
+        """
+        wait_until(lambda: not self.messages(queue), "the message is acknowledged")
+
     def locks(self) -> list[str]:
         """The keys of all locks that are held there."""
         return list(self.client(2).scan_iter(worker_app.LOCK_KEYS))
@@ -217,9 +225,7 @@ def test_with_the_broker_in_the_same_redis_they_wait_in_their_slots(
         result = task.apply_async((label,), queue=worker.worker_queue, connection=connection)
     wait_until(lambda: site.store.held, "it has asked")
     if task is run:
-        # In this pool a run may ask first: and no worker survives what some of these failures
-        # make of an acknowledgement.
-        wait_until(lambda: not site.messages(worker.worker_queue), "it is acknowledged")
+        site.wait_for_acknowledgement(worker.worker_queue)
     site.fail(FAULTS[fault])
     try:
         wait_until(lambda: AWAY in log(), "it knows")
@@ -296,6 +302,7 @@ def test_a_run_that_never_heard_of_its_lock_gets_the_same_one_when_it_asks_again
     with app.connection(site.server.url()) as connection:
         result = run.apply_async((label,), queue=worker.worker_queue, connection=connection)
     wait_until(lambda: site.store.held, "it has asked")
+    site.wait_for_acknowledgement(worker.worker_queue)
     site.broker.refuse()
     site.store.lose_replies(once=True)
     (lock,) = wait_until(site.locks, "the lock is taken")
