@@ -17,6 +17,8 @@ from .errors import ConfigurationError, Holder
 #: sensible visibility timeout: on Redis a delayed message sits unacknowledged in a worker.
 SHORTEST_DELAY = 0.1
 LONGEST_DELAY = 5.0
+#: Seconds that a run waits in its slot where no ``wait_timeout`` is said.
+LONGEST_WAIT = 60.0
 
 
 @dataclass(frozen=True)
@@ -27,13 +29,15 @@ class Conflict:
         task_name: The task that met the lock.
         task_id: The id of its run.
         lock_key: The lock.
-        holder: Who has it.
+        holder: Who has it, or is next in line for it.
+        is_holder_queued: Whether the holder is in its queue: the lock is kept for its retry.
         retries: How many of its retries the run has used.
         is_redelivered: Whether the broker delivers this message not for the first time.
         is_eager: Whether it runs in the caller's process, with no queue to go back to.
         requeues: How often it has been put back already.
+        delay: Seconds until its next try, if it goes back to the queue.
         waited: Seconds since its first conflict; 0.0 at the first.
-        wait_timeout: The task's ``wait_timeout``; ``None`` for no limit.
+        wait_timeout: The task's ``wait_timeout``; ``None`` for the policy's own.
         args: The call's positional arguments; left out of the representation, as ``kwargs`` is:
             arguments may be secrets.
         kwargs: The call's keyword arguments.
@@ -43,10 +47,12 @@ class Conflict:
     task_id: str
     lock_key: str
     holder: Holder
+    is_holder_queued: bool = False
     retries: int = 0
     is_redelivered: bool = False
     is_eager: bool = False
     requeues: int = 0
+    delay: float = SHORTEST_DELAY
     waited: float = 0.0
     wait_timeout: float | None = None
     args: Sequence[Any] = field(default=(), repr=False)
@@ -86,7 +92,15 @@ class Requeue:
     name = "requeue"
 
 
-Outcome = Union[Skip, Fail, Requeue]
+@dataclass(frozen=True)
+class Wait:
+    """The run stands in line in its slot, so many seconds at most."""
+
+    seconds: float
+    name = "wait"
+
+
+Outcome = Union[Skip, Fail, Requeue, Wait]
 Policy = Callable[[Conflict], Outcome]
 #: A policy's name, or a callable that sees the conflict and returns one.
 OnConflict = Union[str, Callable[[Conflict], str]]
@@ -104,23 +118,36 @@ def fail(conflict: Conflict) -> Outcome:
 
 def requeue(conflict: Conflict) -> Outcome:
     """Every run counts: try again later, until ``wait_timeout``."""
-    delay = requeue_delay(conflict.requeues)
     if conflict.wait_timeout is None:
-        return Requeue(delay)
+        return Requeue(conflict.delay)
     left = conflict.wait_timeout - conflict.waited
+    return Requeue(min(conflict.delay, left)) if left > 0 else _waited_too_long(conflict)
+
+
+def wait(conflict: Conflict) -> Outcome:
+    """Every run counts, and soon: stand in line in the slot, until ``wait_timeout``.
+
+    Not for a holder that is itself in its queue: all slots could be waiting for a run that has
+    none.
+    """
+    timeout = LONGEST_WAIT if conflict.wait_timeout is None else conflict.wait_timeout
+    left = timeout - conflict.waited
     if left <= 0:
-        return Fail(f"it has waited {conflict.waited:.1f} s, its wait_timeout is over")
-    return Requeue(min(delay, left))
+        return _waited_too_long(conflict)
+    return Requeue(min(conflict.delay, left)) if conflict.is_holder_queued else Wait(left)
 
 
-POLICIES: dict[str, Policy] = {"skip": skip, "fail": fail, "requeue": requeue}
+def _waited_too_long(conflict: Conflict) -> Fail:
+    return Fail(f"it has waited {conflict.waited:.1f} s, its wait_timeout is over")
 
 
-def decide(on_conflict: OnConflict, conflict: Conflict) -> Outcome:
-    """What becomes of the run.
+POLICIES: dict[str, Policy] = {"skip": skip, "fail": fail, "requeue": requeue, "wait": wait}
+#: Those under which no run is sent away before its ``wait_timeout``.
+_PATIENT = (requeue, wait)
 
-    A run never loses to itself, and whoever was let in before is not sent away (R5): such a run
-    goes back to the queue whatever the policy says. ``expires`` bounds that.
+
+def policy_name(on_conflict: OnConflict, conflict: Conflict) -> str:
+    """The policy that ``on_conflict`` names for this conflict.
 
     Raises:
         ConfigurationError: A callable returned something that is no policy's name.
@@ -131,12 +158,28 @@ def decide(on_conflict: OnConflict, conflict: Conflict) -> Outcome:
             f"The on_conflict callable of task {conflict.task_name} returned {name!r}; "
             f"it must return one of {policy_names()}"
         )
-    outcome = POLICIES[name](conflict)
-    if conflict.is_with_itself or (conflict.was_let_in_before and name != "requeue"):
-        outcome = Requeue(requeue_delay(conflict.requeues))
-    if isinstance(outcome, Requeue) and conflict.is_eager:
+    return name
+
+
+def decide(name: str, conflict: Conflict) -> Outcome:
+    """What becomes of the run under the policy of that name.
+
+    A run never loses to itself, and whoever was let in before is not sent away (R5): such a run
+    goes back to the queue whatever the policy says. ``expires`` bounds that. An eager run has no
+    queue: it waits where it is.
+    """
+    policy = POLICIES[name]
+    if conflict.is_with_itself:
+        outcome: Outcome = Requeue(conflict.delay)
+    elif conflict.was_let_in_before and policy not in _PATIENT:
+        outcome = Requeue(conflict.delay)
+    else:
+        outcome = policy(conflict)
+    if not conflict.is_eager or not isinstance(outcome, Requeue):
+        return outcome
+    if conflict.is_with_itself or conflict.is_holder_queued:
         return Fail("an eager run has no queue to go back to")
-    return outcome
+    return wait(conflict)
 
 
 def requeue_delay(requeues: int) -> float:

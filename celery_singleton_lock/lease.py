@@ -14,7 +14,10 @@ from collections.abc import Callable
 from enum import Enum, auto
 
 from .errors import Holder, LeaseLostError, StoreError
-from .stores.base import Claim, Claimant, LockStore
+from .stores.base import PLACE_LIVES, Acquisition, Claim, Claimant, LockStore, Place
+
+#: Seconds; one who stands in line shows this often that it is alive: twice before its place lapses.
+SHOW_EVERY = PLACE_LIVES / 3
 
 
 def new_owner_token() -> str:
@@ -25,11 +28,13 @@ def new_owner_token() -> str:
 class _State(Enum):
     """Where a lease is in its life.
 
-    ASKED and RELEASING: the store was asked, and its answer is not known (yet).
+    ASKED and RELEASING: the store was asked, and its answer is not known (yet). IN_LINE: refused,
+    and awake in the lock's line.
     """
 
     NEW = auto()
     ASKED = auto()
+    IN_LINE = auto()
     HELD = auto()
     REFUSED = auto()
     LOST = auto()
@@ -55,6 +60,7 @@ class Lease:
     Attributes:
         key: The lock key.
         ttl: As given.
+        on_freed: Called once the lock was given back, whoever does that; not after a loss.
         fencing_token: A number that only grows per key, 0 until acquired. Send it along with
             every write, and let the resource refuse a lower one than it has seen (M. Kleppmann,
             "How to do distributed locking", 2016).
@@ -73,6 +79,7 @@ class Lease:
         self.key = key
         self.ttl = ttl
         self.at_least_for = at_least_for
+        self.on_freed: Callable[[], object] = lambda: None
         self.fencing_token = 0
         self._store = store
         self._claimant = claimant
@@ -83,6 +90,8 @@ class Lease:
         self._expires_at = 0.0
         self._holder: Holder | None = None
         self._epoch = ""
+        self._place: Place | None = None
+        self._look_in = 0.0
         # Between restore() in the renewal thread and release(): what is given back stays so.
         self._giving_back = threading.Lock()
 
@@ -114,7 +123,7 @@ class Lease:
     @property
     def is_over(self) -> bool:
         """Refused, known to be lost, or given back: there is nothing to renew."""
-        return self._state not in (_State.NEW, _State.ASKED, _State.HELD)
+        return self._state not in (_State.NEW, _State.ASKED, _State.IN_LINE, _State.HELD)
 
     @property
     def is_lost(self) -> bool:
@@ -126,8 +135,11 @@ class Lease:
             return self._clock() >= self._expires_at
         return self._state is _State.LOST
 
-    def acquire(self) -> Holder:
+    def acquire(self, place: Place | None = None) -> Acquisition:
         """Ask for the lock, once. After a StoreError it is safe to ask again.
+
+        Args:
+            place: Stand there in the lock's line if it is refused; see :meth:`wait`.
 
         Returns:
             Who has the lock now: this run if ``is_held``.
@@ -137,19 +149,36 @@ class Lease:
         """
         asked_at = self._clock()
         self._state = _State.ASKED
-        is_acquired, holder, epoch = self._store.acquire(
-            self.key, self._owner_token, self.ttl, self._claimant
-        )
-        if not is_acquired:
-            self._state = _State.REFUSED
-            return holder
+        answer = self._store.acquire(self.key, self._owner_token, self.ttl, self._claimant, place)
+        self._look_in = answer.look_in
+        if not answer.is_acquired:
+            self._place = answer.place
+            is_awake = answer.place is not None and answer.place.due_in is None
+            self._state = _State.IN_LINE if is_awake else _State.REFUSED
+            return answer
         self._expires_at = asked_at + self.ttl
         if self._clock() >= self._expires_at:
             raise StoreError(f"The lock store {self._store} took longer to answer than the ttl")
-        self.fencing_token = holder.fencing_token
-        self._holder, self._epoch = holder, epoch
+        self.fencing_token = answer.holder.fencing_token
+        self._holder, self._epoch, self._place = answer.holder, answer.epoch, None
         self._state = _State.HELD
-        return holder
+        return answer
+
+    def wait(self, seconds: float) -> Acquisition:
+        """Stand in line for so long at most, or until there is reason to look, and ask again.
+
+        Reason to look: the lock was handed over; the lease of its holder would be over now; it
+        is time to show the line that this place lives.
+
+        Raises:
+            StoreError: The store did not answer.
+        """
+        place = self._place or Place()
+        is_awake = place.number and place.due_in is None
+        seconds = min(seconds, SHOW_EVERY, self._look_in + 0.001)
+        if is_awake and seconds > 0:
+            self._store.await_turn(self.key, place, seconds)
+        return self.acquire(place._replace(due_in=None))
 
     def confirm(self, asked_at: float, is_ours: bool) -> None:
         """Take note of the store's answer to a renewal that was sent at ``asked_at``.
@@ -216,7 +245,9 @@ class Lease:
         return self._store.hold(self.key, self._owner_token, seconds)
 
     def release(self) -> bool:
-        """Give the lock back, if it was asked for and is not given back already.
+        """Give the lock back, if it was asked for and is not given back already; leave the line.
+
+        The place of a run that goes back to its queue stays.
 
         Returns:
             Whether this call freed the lock. False also means that it had been lost.
@@ -232,12 +263,16 @@ class Lease:
             # leaves this state behind, and release() can be called again.
             self._state = _State.RELEASING
         try:
-            is_freed = self._store.release(self.key, self._owner_token, self.at_least_for)
+            is_freed = self._store.release(
+                self.key, self._owner_token, self.at_least_for, self._place
+            )
         except StoreError:
             self._state = _State.RELEASED
             raise
         was_held = before in (_State.HELD, _State.LOST)
         self._state = _State.LOST if was_held and not is_freed else _State.RELEASED
+        if is_freed:
+            self.on_freed()
         return is_freed
 
 

@@ -130,8 +130,10 @@ class AppLocks:
 
     def is_stopping(self) -> bool:
         """Whether the worker shuts down."""
-        # Celery's own state is that of this process: enough where bodies run in no other.
-        return self.stop_flag.is_set() or worker_state.should_stop not in (None, False)
+        # Celery's own state is that of this process: enough where bodies run in no other. It is
+        # the exit code, and 0 is one.
+        should_stop = worker_state.should_stop
+        return self.stop_flag.is_set() or (should_stop is not None and should_stop is not False)
 
     def note_absence(self, error: StoreError, key: str) -> None:
         """Log that the store is away, once per outage and process.

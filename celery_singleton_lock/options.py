@@ -56,7 +56,7 @@ class LockOptions:
         lock_on_retry: "release", or "hold": nobody else gets in before the retry.
         on_lease_lost: "warn", or "abort": the body is stopped.
         on_conflict: What becomes of a run that meets a held lock.
-        wait_timeout: Longest time in seconds without the lock; ``None`` for no limit.
+        wait_timeout: Longest time in seconds without the lock; ``None`` for the policy's own.
         signature: The body's signature, without a bound ``self``.
     """
 

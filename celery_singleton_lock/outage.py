@@ -11,10 +11,11 @@ from celery.exceptions import Reject
 from kombu.exceptions import OperationalError
 
 from .conflict import requeue_delay
-from .errors import Holder, LockHeldError, SingletonError, StoreError
+from .errors import LockHeldError, SingletonError, StoreError
 from .locks import AppLocks
 from .publishing import Waiting, put_back
 from .results import PutBack
+from .stores.base import Acquisition
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +23,7 @@ logger = logging.getLogger(__name__)
 LOOK_EVERY = 0.05
 
 
-def ask_store(task: Any, locks: AppLocks, ask: Callable[[], Holder]) -> Holder:
+def ask_store(task: Any, locks: AppLocks, ask: Callable[[], Acquisition]) -> Acquisition:
     """Ask until the store answers, or until the run is back in its queue (R7).
 
     Raises:
@@ -33,7 +34,7 @@ def ask_store(task: Any, locks: AppLocks, ask: Callable[[], Holder]) -> Holder:
     while True:
         asked_at = time.time()
         try:
-            holder = ask()
+            answer = ask()
         except StoreError as error:
             locks.note_absence(error, task.request.singleton_lease.key)
             if task.request.is_eager:
@@ -41,8 +42,10 @@ def ask_store(task: Any, locks: AppLocks, ask: Callable[[], Holder]) -> Holder:
             reason = error
         else:
             locks.note_presence()
-            waiting.after_outage().note_in(task.request)
-            return holder
+            after = waiting.after_outage()
+            if after != waiting:
+                after.note_in(task.request)
+            return answer
         waiting = waiting.in_outage(asked_at)
         _put_back_or_pause(task, locks, requeue_delay(waiting.requeues + tries), waiting, reason)
         tries += 1

@@ -25,12 +25,16 @@ class Waiting:
         is_redelivered: Whether the broker delivered the message not for the first time; of one
             that was put back, whether it did so before. The broker itself forgets that.
         away_since: Since when the store is away, likewise; ``None`` while it answers.
+        place: The number of its place in line; 0 if it has none.
+        passes: How often that place has been passed.
     """
 
     since: float | None = None
     requeues: int = 0
     is_redelivered: bool = False
     away_since: float | None = None
+    place: int = 0
+    passes: int = 0
 
     @classmethod
     def of(cls, request: Any) -> Waiting:
@@ -39,6 +43,10 @@ class Waiting:
         told = cls(*((request.headers or {}).get(HEADER) or ())[: len(fields(cls))])
         is_redelivered = bool((request.delivery_info or {}).get("redelivered"))
         return replace(told, is_redelivered=told.is_redelivered or is_redelivered)
+
+    def is_promised(self, request: Any) -> bool:
+        """Whether the run was let in before: its caller was promised an outcome (R5)."""
+        return bool(request.retries or self.is_redelivered or self.requeues)
 
     def in_outage(self, asked_at: float) -> Waiting:
         """The same, if the store has not answered what it was asked then."""
@@ -50,10 +58,13 @@ class Waiting:
             return replace(self, away_since=None)
         return replace(self, since=self.since + time.time() - self.away_since, away_since=None)
 
+    def at_conflict(self) -> Waiting:
+        """The same, now that the run has met a held lock."""
+        return self if self.since is not None else replace(self, since=time.time())
+
     def note_in(self, request: Any) -> None:
-        """Have the current run say so, if it was put back."""
-        if HEADER in (request.headers or {}):
-            request.headers[HEADER] = list(astuple(self))
+        """Have the current run say so."""
+        request.headers = {**(request.headers or {}), HEADER: list(astuple(self))}
 
     def seconds(self) -> float:
         """Since the first conflict; clocks of two workers may differ, but never below 0."""

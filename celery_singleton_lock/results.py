@@ -6,6 +6,7 @@ from typing import Any, cast
 
 from celery import states
 from celery.exceptions import Ignore, TaskRevokedError
+from celery.result import EagerResult
 
 from .errors import LockHeldError
 
@@ -19,7 +20,12 @@ class DuplicateTaskError(LockHeldError, TaskRevokedError):
 
 
 class Skipped(Ignore):
-    """Strictly between the pool and the worker's main process: this run was skipped."""
+    """Strictly between the pool and the worker's main process: this run was skipped.
+
+    Or, of an eager run, between it and its caller; ``error`` is what that one is told.
+    """
+
+    error: DuplicateTaskError | None = None
 
 
 class PutBack(Ignore):
@@ -41,6 +47,20 @@ def store_skipped(task: Any, error: DuplicateTaskError) -> None:
         call_errbacks=False,
         state=states.REVOKED,
     )
+
+
+def eager_outcome(result: Any, throw: bool) -> Any:
+    """The result of an eager run as of a worker's: REVOKED, if it was skipped.
+
+    Raises:
+        DuplicateTaskError: It was skipped, and its errors are to be raised.
+    """
+    error = getattr(result.result, "error", None) if isinstance(result.result, Skipped) else None
+    if error is None:
+        return result
+    if throw:
+        raise error
+    return EagerResult(result.id, error, states.REVOKED)
 
 
 def is_finished(task: Any, task_id: str) -> bool:

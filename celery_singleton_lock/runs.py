@@ -6,40 +6,25 @@ import logging
 import os
 import socket
 import threading
-import time
 from contextlib import suppress
-from dataclasses import replace
-from typing import Any, NoReturn
+from typing import Any
 
 from celery.exceptions import Ignore
 
 from .aborting import Abort
-from .conflict import Conflict, Fail, Requeue, decide
-from .errors import Holder, LockHeldError, StoreError
+from .contention import take
+from .errors import StoreError
 from .lease import Lease, NestedLease, NullLease
 from .locks import AppLocks
 from .options import LockOptions
-from .outage import ask_store, send_back
 from .publishing import OWNER_TOKEN, Waiting, forget_waiting
-from .results import (
-    DuplicateTaskError,
-    Skipped,
-    has_succeeded,
-    is_finished,
-    store_skipped,
-)
-from .signals import LockEvent, lease_lost, lock_acquired, lock_refused, lock_released
+from .results import has_succeeded
+from .signals import LockEvent, lease_lost, lock_acquired, lock_released
 from .stores.base import Claimant
 
 logger = logging.getLogger(__name__)
 
 NO_LEASE = NullLease()
-
-#: Seconds that a run waits in its slot for a holder whose body is over, and between two looks.
-LONGEST_LEAVE = 1.0
-LOOK_EVERY = 0.005
-
-_DID = {"skip": "skipped", "fail": "failed", "requeue": "goes back to the queue"}
 
 
 def begin(task: Any, options: LockOptions, args: Any, kwargs: Any) -> None:
@@ -67,7 +52,7 @@ def begin(task: Any, options: LockOptions, args: Any, kwargs: Any) -> None:
     )
     # Before the store is asked: whatever ends this run from here on, end() finds the lease.
     request.singleton_lease = lease
-    _take(task, locks, options, lease)
+    take(task, locks, options, lease)
     forget_waiting(request)
     event = LockEvent(task.name, request.id, key, lease.fencing_token)
     _hold(task, locks, options, lease, event)
@@ -79,6 +64,7 @@ def begin(task: Any, options: LockOptions, args: Any, kwargs: Any) -> None:
             with suppress(StoreError):
                 locks.let_go(lease)
             raise
+    lease.on_freed = lambda: lock_released.send(sender=task, event=event)
     lock_acquired.send(sender=task, event=event)
 
 
@@ -99,17 +85,14 @@ def _give_back(task: Any) -> None:
     abort = vars(request).get("singleton_abort")
     if abort:
         abort.disarm()
-    event = LockEvent(task.name, request.id, lease.key, lease.fencing_token)
     try:
-        is_freed = AppLocks.of(task.app).let_go(lease)
+        AppLocks.of(task.app).let_go(lease)
     except StoreError as error:
         # Of a run that has waited for the store, the outage's one warning has told already.
         level = logging.WARNING if lease.fencing_token else logging.DEBUG
         logger.log(level, "%s; the lock %s ends with its ttl", error, lease.key)
     else:
-        if is_freed and lease.fencing_token:
-            lock_released.send(sender=task, event=event)
-        elif lease.is_lost and "singleton_loss" in vars(request):  # else no body has had it
+        if lease.is_lost and "singleton_loss" in vars(request):  # else no body has had it
             request.singleton_loss.report()
     vars(request).pop("singleton_lease", None)
 
@@ -118,16 +101,6 @@ def _end_if_succeeded(task: Any) -> None:
     if has_succeeded(task, task.request.id):
         logger.info("Task %s[%s] has succeeded already: not run again", task.name, task.request.id)
         raise Ignore("its first copy succeeded")
-
-
-def _take(task: Any, locks: AppLocks, options: LockOptions, lease: Lease) -> None:
-    """Acquire ``lease``, or end the run."""
-    holder = ask_store(task, locks, lease.acquire)
-    if lease.is_over and _is_leaving(task, options, holder):
-        leaving = holder
-        holder = ask_store(task, locks, lambda: _wait_for_release(lease, leaving))
-    if lease.is_over:
-        _refuse(task, locks, options, lease.key, holder)
 
 
 def _hold(task: Any, locks: AppLocks, options: LockOptions, lease: Lease, event: LockEvent) -> None:
@@ -143,66 +116,6 @@ def _hold(task: Any, locks: AppLocks, options: LockOptions, lease: Lease, event:
         loss.report()
 
     locks.hold(lease, on_lost, request)
-
-
-def _is_leaving(task: Any, options: LockOptions, holder: Holder) -> bool:
-    """Whether the holder's body is over: Celery sends links and results before it releases.
-
-    Reads the result backend, except for a policy that loses nothing by going to the queue.
-    """
-    request = task.request
-    if not holder.task_id or holder.task_id == request.id:
-        return False
-    if holder.task_id == request.parent_id:
-        return True
-    return options.on_conflict != "requeue" and is_finished(task, holder.task_id)
-
-
-def _wait_for_release(lease: Lease, holder: Holder) -> Holder:
-    """Ask again until the lock is ours or somebody else's, a second at most."""
-    leaving = holder.task_id
-    give_up_at = time.monotonic() + LONGEST_LEAVE
-    while lease.is_over and holder.task_id == leaving and time.monotonic() < give_up_at:
-        time.sleep(LOOK_EVERY)
-        holder = lease.acquire()
-    return holder
-
-
-def _refuse(task: Any, locks: AppLocks, options: LockOptions, key: str, holder: Holder) -> NoReturn:
-    request = task.request
-    waiting = Waiting.of(request)
-    conflict = Conflict(
-        task_name=task.name,
-        task_id=request.id,
-        lock_key=key,
-        holder=holder,
-        retries=request.retries,
-        is_redelivered=waiting.is_redelivered,
-        is_eager=request.is_eager,
-        requeues=waiting.requeues,
-        waited=waiting.seconds(),
-        wait_timeout=options.wait_timeout,
-        args=request.args or (),
-        kwargs=request.kwargs or {},
-    )
-    outcome = decide(options.on_conflict, conflict)
-    message = f"Task {task.name}[{request.id}] {_DID[outcome.name]}: {key} is held by {holder}"
-    logger.info(message)
-    lock_refused.send(
-        sender=task,
-        event=LockEvent(task.name, request.id, key, holder=holder, outcome=outcome.name),
-    )
-    if isinstance(outcome, Requeue):
-        since = time.time() if waiting.since is None else waiting.since
-        waiting = replace(waiting, since=since)
-        send_back(task, locks, outcome.countdown, waiting, LockHeldError(message, holder))
-    if isinstance(outcome, Fail):
-        raise LockHeldError(f"{message} ({outcome.reason})", holder)
-    error = DuplicateTaskError(message, holder)
-    if request.is_eager:
-        raise error  # there is no message to end, only a caller to tell
-    store_skipped(task, error)
-    raise Skipped(message)
 
 
 class _Loss:

@@ -19,6 +19,7 @@ from .errors import LockHeldError
 from .lease import Lease, NestedLease, NullLease
 from .options import ATTRIBUTES, GIVEN, LockOptions, lock_options
 from .request import combined_request
+from .results import eager_outcome
 from .retrying import passing_on
 
 #: Hook → what happens where an override does not call the next one. Not ``after_return``: under
@@ -66,12 +67,13 @@ class SingletonTask(Task):
     #: ``self.lease.check()`` raises; ``"abort"``: it is stopped with ``LeaseLostError``, as far as
     #: the pool can (docs/how-it-works.md). Default: ``singleton_on_lease_lost``, ``"warn"``.
     on_lease_lost: ClassVar[str | None] = None
-    #: What becomes of a run that finds the lock held: ``"skip"``, ``"fail"``, ``"requeue"``, or a
-    #: callable that sees the ``Conflict`` and returns one of them. Default:
+    #: What becomes of a run that finds the lock held: ``"skip"``, ``"fail"``, ``"requeue"``,
+    #: ``"wait"``, or a callable that sees the ``Conflict`` and returns one of them. Default:
     #: ``singleton_on_conflict``, ``"skip"``. Must be said where ``lock_args`` leaves arguments out.
     on_conflict: ClassVar[OnConflict | None] = None
-    #: Longest time in seconds that a requeued run goes without its lock; then it fails with
-    #: ``LockHeldError``. Default: ``singleton_wait_timeout``, ``None`` = no limit.
+    #: Longest time in seconds that a run under ``"wait"`` or ``"requeue"`` goes without its lock;
+    #: then it fails with ``LockHeldError``. Default: ``singleton_wait_timeout``; ``None`` is 60 s
+    #: for ``"wait"``, and no limit for ``"requeue"``.
     wait_timeout: ClassVar[float | timedelta | None] = None
 
     Request: str | type = "celery_singleton_lock.request:SingletonRequest"
@@ -125,6 +127,25 @@ class SingletonTask(Task):
         """
         self._check_key(args or (), kwargs or {}, options.get("serializer"))
         return super().apply_async(args, kwargs, *rest, **options)
+
+    def apply(
+        self,
+        args: Any = None,
+        kwargs: Any = None,
+        link: Any = None,
+        link_error: Any = None,
+        task_id: str | None = None,
+        retries: int | None = None,
+        throw: bool | None = None,
+        *rest: Any,
+        **options: Any,
+    ) -> Any:
+        """Run here and now, as Celery does; a skipped run is REVOKED, as in a worker."""
+        result = super().apply(
+            args, kwargs, link, link_error, task_id, retries, throw, *rest, **options
+        )
+        is_raised = self.app.conf.task_eager_propagates if throw is None else throw
+        return eager_outcome(result, is_raised)
 
     def retry(
         self,

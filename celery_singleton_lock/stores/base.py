@@ -44,23 +44,59 @@ class Claim(NamedTuple):
     ttl: float
 
 
+class Place(NamedTuple):
+    """Where a run stands in a lock's line, first come first served.
+
+    Attributes:
+        number: Its place; earlier ones come first. 0: a new one, at the end.
+        passes: How often somebody behind it has been let in before it.
+        due_in: Seconds until it asks again by itself, from its queue; ``None``: it is awake, and
+            waits to be handed the lock.
+    """
+
+    number: int = 0
+    passes: int = 0
+    due_in: float | None = None
+
+
 class Acquisition(NamedTuple):
     """The answer to ``acquire``.
 
     Attributes:
         is_acquired: Whether the asking owner has the lock now.
-        holder: Who has it, whoever that is.
+        holder: Who has it, whoever that is; of a free lock that is kept for somebody in line, who
+            that is (with no fencing token yet).
         epoch: If it was acquired: which life of the store's data the lock belongs to. Another
             one now means that the store has lost data since; see :meth:`LockStore.restore`.
+        place: If it was not: where the asker stands in line now, if it asked for a place.
+        look_in: If it was not: seconds after which it may be free although nobody is woken.
+        is_holder_queued: Whether the holder is in its queue: the lock is kept for its retry.
     """
 
     is_acquired: bool
     holder: Holder
     epoch: str = ""
+    place: Place | None = None
+    look_in: float = 0.0
+    is_holder_queued: bool = False
+
+
+#: Seconds that a place lives without a sign of its owner: after its last question if it is awake,
+#: or else after it was due.
+PLACE_LIVES = 2.0
+#: Seconds that a lock which was handed to a place waits for its owner to take it.
+HANDED_OVER_FOR = 2.0
+#: So often somebody may be let in before a place that is not due yet; then the lock waits for it.
+MOST_PASSES = 3
 
 
 class LockStore(ABC):
-    """Where locks live.
+    """Where locks live, and who stands in line for them.
+
+    A lock that becomes free goes to the first place in its line whose owner is awake, is due, or
+    has been passed :data:`MOST_PASSES` times. To one that is awake it is handed at the release:
+    it is its owner's for :data:`HANDED_OVER_FOR` seconds, and with the next ``acquire`` for the
+    ttl. For one in its queue it stays free, and others are refused until it comes or lapses.
 
     Errors: every method raises :class:`~celery_singleton_lock.errors.StoreError` when the store
     did not answer; what was asked may or may not have happened then.
@@ -70,11 +106,33 @@ class LockStore(ABC):
     is_shared_between_processes: bool
 
     @abstractmethod
-    def acquire(self, key: str, owner_token: str, ttl: float, claimant: Claimant) -> Acquisition:
-        """Take the lock if it is free, for ``ttl`` seconds.
+    def acquire(
+        self,
+        key: str,
+        owner_token: str,
+        ttl: float,
+        claimant: Claimant,
+        place: Place | None = None,
+    ) -> Acquisition:
+        """Take the lock if it is free and nobody before us in line wants it, for ``ttl`` seconds.
 
         An owner that has it already gets the same fencing token again, and the full ttl. A lock
         that is kept after its release is free for the task id that it is kept for.
+
+        Args:
+            key: The lock key.
+            owner_token: The secret of the asking execution.
+            ttl: Seconds that the lock shall live.
+            claimant: What others are told about the asker.
+            place: Stand there in line if the lock is refused; ``None``: do not stand in line.
+                Nobody stands in line for a lock that is held under its own task id.
+        """
+
+    @abstractmethod
+    def await_turn(self, key: str, place: Place, seconds: float) -> None:
+        """Sleep until the lock is handed to this place, at most so long.
+
+        Only a hint: whether the lock is ours, ``acquire`` tells.
         """
 
     @abstractmethod
@@ -91,15 +149,21 @@ class LockStore(ABC):
         return self.renew_many([Claim(key, owner_token, ttl)])[0]
 
     @abstractmethod
-    def release(self, key: str, owner_token: str, at_least_for: float = 0.0) -> bool:
-        """Give the lock back if the caller still owns it.
+    def release(
+        self,
+        key: str,
+        owner_token: str,
+        at_least_for: float = 0.0,
+        place: Place | None = None,
+    ) -> bool:
+        """Give the lock back if the caller still owns it, and leave ``place``.
 
-        It is free then, unless it has been held for less than ``at_least_for`` seconds since the
-        first attempt took it, or is promised to a retry (:meth:`hold`): then it is kept that
-        long, for nobody but another run of the same task id.
+        It goes to the next in line then, or is free, unless it has been held for less than
+        ``at_least_for`` seconds since the first attempt took it, or is promised to a retry
+        (:meth:`hold`): then it is kept that long, for nobody but another run of the same task id.
 
         Returns:
-            False when it was not the caller's any more; then nothing was changed.
+            False when it was not the caller's any more; then the lock was not changed.
         """
 
     @abstractmethod
@@ -138,15 +202,20 @@ class LockStore(ABC):
         """Who has the lock, or ``None`` when it is free."""
 
     def check(self, key: str) -> None:
-        """Take, renew and give back a lock on ``key``, which nobody else may know.
+        """Take, renew, hand over and give back a lock on ``key``, which nobody else may know.
 
         Raises:
             StoreError: The store cannot keep locks for us.
         """
-        owner_token = secrets.token_hex(16)
-        self.acquire(key, owner_token, 10.0, Claimant("", "check", os.getpid()))
-        self.renew(key, owner_token, 10.0)
-        self.release(key, owner_token)
+        first, second = secrets.token_hex(16), secrets.token_hex(16)
+        claimant = Claimant("", "check", os.getpid())
+        self.acquire(key, first, 10.0, claimant)
+        self.renew(key, first, 10.0)
+        place = self.acquire(key, second, 10.0, claimant, Place()).place
+        self.release(key, first)
+        if place:
+            self.await_turn(key, place, 1.0)
+        self.release(key, second, place=place)
 
     @abstractmethod
     def close(self) -> None:

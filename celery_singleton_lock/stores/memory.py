@@ -8,10 +8,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from threading import Lock
+from threading import Condition
 
 from ..errors import Holder
-from .base import Acquisition, Claim, Claimant, LockStore
+from .base import (
+    HANDED_OVER_FOR,
+    MOST_PASSES,
+    PLACE_LIVES,
+    Acquisition,
+    Claim,
+    Claimant,
+    LockStore,
+    Place,
+)
 
 #: The owner token of a lock that is kept after its release.
 _NOBODY = ""
@@ -23,9 +32,32 @@ class _HeldLock:
     expires_at: float
     holder: Holder
     hold: float = 0.0
+    #: The owner token that it was handed over to, until that owner takes it.
+    heir: str = ""
 
-    def is_kept_for(self, task_id: str) -> bool:
-        return self.owner_token == _NOBODY and self.holder.task_id == task_id != ""
+    @property
+    def is_kept(self) -> bool:
+        return self.owner_token == _NOBODY and not self.heir
+
+    def is_for(self, owner_token: str, task_id: str) -> bool:
+        """Whether this owner may take it: as its heir, or because it is kept for its task id."""
+        is_kept_for_us = self.is_kept and self.holder.task_id == task_id != ""
+        return is_kept_for_us or self.heir == owner_token
+
+
+@dataclass
+class _StandingPlace:
+    number: int
+    owner_token: str
+    claimant: Claimant
+    is_awake: bool
+    due_at: float
+    lapses_at: float
+    passes: int
+
+    @property
+    def holder(self) -> Holder:
+        return Holder(*self.claimant, since=self.number / 1_000_000, fencing_token=0)
 
 
 class MemoryStore(LockStore):
@@ -41,9 +73,11 @@ class MemoryStore(LockStore):
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self._locks: dict[str, _HeldLock] = {}
+        #: Lock key → number → place.
+        self._lines: dict[str, dict[int, _StandingPlace]] = {}
         self._last_fencing_token = 0
         self._epoch = 1
-        self._mutex = Lock()
+        self._mutex = Condition()
 
     @classmethod
     def from_url(cls, url: str) -> MemoryStore:
@@ -52,38 +86,81 @@ class MemoryStore(LockStore):
             raise ValueError("memory:// takes no host, path or options")
         return cls()
 
-    def acquire(self, key: str, owner_token: str, ttl: float, claimant: Claimant) -> Acquisition:
+    def acquire(
+        self,
+        key: str,
+        owner_token: str,
+        ttl: float,
+        claimant: Claimant,
+        place: Place | None = None,
+    ) -> Acquisition:
         """See :meth:`LockStore.acquire`."""
         with self._mutex:
             now = self._clock()
+            number = place.number if place else 0
             held = self._living(key)
-            is_kept_for_us = held is not None and held.is_kept_for(claimant.task_id)
-            if held is None or is_kept_for_us:
+            if held is None:
+                ahead, late = self._next_in_line(key, number)
+                if ahead is None:
+                    _note_passes(late)
+                elif ahead.is_awake:
+                    self._hand_over(key, ahead, late)
+                    held = self._locks[key]
+                else:
+                    standing = self._stand(key, ahead.holder, owner_token, claimant, place)
+                    look_in = ahead.lapses_at - now
+                    return Acquisition(False, ahead.holder, place=standing, look_in=look_in)
+            if held is None or held.is_for(owner_token, claimant.task_id):
+                self._lines.get(key, {}).pop(number, None)
                 self._last_fencing_token = max(self._last_fencing_token + 1, int(now * 1_000_000))
                 since = now if held is None else held.holder.since
                 holder = Holder(*claimant, since=since, fencing_token=self._last_fencing_token)
                 held = self._locks[key] = _HeldLock(owner_token, now + ttl, holder)
-            is_acquired = held.owner_token == owner_token
-            if is_acquired:
+            if held.owner_token == owner_token:
                 held.expires_at = now + ttl
-            return Acquisition(is_acquired, held.holder, str(self._epoch) if is_acquired else "")
+                return Acquisition(True, held.holder, str(self._epoch))
+            return Acquisition(
+                False,
+                held.holder,
+                place=self._stand(key, held.holder, owner_token, claimant, place),
+                look_in=held.expires_at - now,
+                is_holder_queued=held.is_kept and held.hold > 0,
+            )
+
+    def await_turn(self, key: str, place: Place, seconds: float) -> None:
+        """See :meth:`LockStore.await_turn`."""
+        with self._mutex:
+            self._mutex.wait_for(
+                lambda: place.number not in self._lines.get(key, {}), timeout=seconds
+            )
 
     def renew_many(self, claims: Sequence[Claim]) -> list[bool]:
         """See :meth:`LockStore.renew_many`."""
         return [self._renew(claim) for claim in claims]
 
-    def release(self, key: str, owner_token: str, at_least_for: float = 0.0) -> bool:
+    def release(
+        self,
+        key: str,
+        owner_token: str,
+        at_least_for: float = 0.0,
+        place: Place | None = None,
+    ) -> bool:
         """See :meth:`LockStore.release`."""
         with self._mutex:
-            held = self._owned(key, owner_token)
-            if held is None:
+            if place:
+                self._lines.get(key, {}).pop(place.number, None)
+            held = self._living(key)
+            if held is None or owner_token not in (held.owner_token, held.heir):
                 return False
             now = self._clock()
             keep = max(held.hold, held.holder.since + at_least_for - now)
-            if keep <= 0:
-                del self._locks[key]
-            else:
+            if keep > 0 and not held.heir:
                 held.owner_token, held.expires_at = _NOBODY, now + keep
+            else:
+                del self._locks[key]
+                ahead, late = self._next_in_line(key)
+                if ahead and ahead.is_awake:
+                    self._hand_over(key, ahead, late)
             return True
 
     def hold(self, key: str, owner_token: str, seconds: float) -> bool:
@@ -113,6 +190,7 @@ class MemoryStore(LockStore):
         """Forget everything, as a server does that comes back empty: for tests."""
         with self._mutex:
             self._locks.clear()
+            self._lines.clear()
             self._last_fencing_token = 0
             self._epoch += 1
 
@@ -127,6 +205,64 @@ class MemoryStore(LockStore):
 
     def __str__(self) -> str:
         return "memory://"
+
+    def _next_in_line(
+        self, key: str, asker: int = 0
+    ) -> tuple[_StandingPlace | None, list[_StandingPlace]]:
+        """For whom a free lock is; ``None``: for nobody, or the asker, who has this number.
+
+        And the places before it whose owners are not back in time.
+        """
+        now = self._clock()
+        line = self._lines.get(key, {})
+        late: list[_StandingPlace] = []
+        for number in sorted(line):
+            if asker and number >= asker:
+                break
+            ahead = line[number]
+            if ahead.lapses_at <= now:
+                del line[number]
+            elif ahead.due_at > now and ahead.passes < MOST_PASSES:
+                late.append(ahead)
+            else:
+                return ahead, late
+        return None, late
+
+    def _hand_over(self, key: str, ahead: _StandingPlace, late: list[_StandingPlace]) -> None:
+        now = self._clock()
+        holder = Holder(*ahead.claimant, since=now, fencing_token=0)
+        self._locks[key] = _HeldLock(_NOBODY, now + HANDED_OVER_FOR, holder, heir=ahead.owner_token)
+        del self._lines[key][ahead.number]
+        _note_passes(late)
+        self._mutex.notify_all()
+
+    def _stand(
+        self,
+        key: str,
+        holder: Holder,
+        owner_token: str,
+        claimant: Claimant,
+        place: Place | None,
+    ) -> Place | None:
+        if place is None or holder.task_id == claimant.task_id != "":
+            return None
+        now = self._clock()
+        line = self._lines.setdefault(key, {})
+        number = place.number or int(now * 1_000_000)
+        while not place.number and number in line:
+            number += 1
+        passes = line[number].passes if number in line else place.passes
+        due_at = now + (place.due_in or 0.0)
+        line[number] = _StandingPlace(
+            number,
+            owner_token,
+            claimant,
+            is_awake=place.due_in is None,
+            due_at=due_at,
+            lapses_at=due_at + PLACE_LIVES,
+            passes=passes,
+        )
+        return place._replace(number=number, passes=passes)
 
     def _renew(self, claim: Claim) -> bool:
         with self._mutex:
@@ -145,3 +281,8 @@ class MemoryStore(LockStore):
             del self._locks[key]
             return None
         return held
+
+
+def _note_passes(late: Sequence[_StandingPlace]) -> None:
+    for each in late:
+        each.passes += 1

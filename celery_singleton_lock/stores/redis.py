@@ -9,7 +9,13 @@ key                                   type   content                   lives
 ``singleton:{23}:1:shop.buy:0d5f…``   hash   the held lock: owner      one ttl from the last
                                              token, task id, worker,   renewal; once it is
                                              pid, since_us, fencing    released, as long as it
-                                             token, hold_ms            is to be kept
+                                             token, hold_ms; heir:     is to be kept; handed
+                                             the owner token that it   over and not confirmed:
+                                             was handed over to        2 s
+``singleton:{23}:line:1:shop.buy:…``  zset   the numbers of those      10 s from the last one
+                                             who stand in line         who joined or asked again
+``….:line:….:1763700000000000``       string one place, as JSON        until it lapses
+``….:line:….:1763700000000000:wake``  list   wakes its owner           2 s, or until then
 ``singleton:{23}:fencing``            hash   the bucket: its last      for ever: there are 64
                                              fencing token; epoch,
                                              when it began
@@ -37,16 +43,33 @@ from redis.exceptions import (
 from redis.retry import Retry
 
 from ..errors import Holder, StoreError
-from .base import Acquisition, Claim, Claimant, LockStore
+from .base import (
+    HANDED_OVER_FOR,
+    MOST_PASSES,
+    PLACE_LIVES,
+    Acquisition,
+    Claim,
+    Claimant,
+    LockStore,
+    Place,
+)
 from .scripts import load_script
 
 #: Seconds until a command, or a connection attempt, counts as not answered. Well below a
 #: third of the default ttl, so that a renewal can fail and still be tried again in time.
 COMMAND_TIMEOUT = 2.0
 
-ACQUIRE = load_script("acquire")
+#: Seconds; longer than any place in it lives without being asked for.
+LINE_LIVES = 10.0
+
+_LINE = {
+    "MOST_PASSES": MOST_PASSES,
+    "HANDED_OVER_MS": round(HANDED_OVER_FOR * 1000),
+    "LINE_LIVES_MS": round(LINE_LIVES * 1000),
+}
+ACQUIRE = load_script("line", "acquire", **_LINE)
 RENEW = load_script("renew")
-RELEASE = load_script("release")
+RELEASE = load_script("line", "release", **_LINE)
 HOLD = load_script("hold")
 RESTORE = load_script("restore")
 
@@ -95,6 +118,7 @@ class RedisStore(LockStore):
         # A misspelt option shows now, not at the first lock.
         connection_class(**pool.connection_kwargs)
         self._client = redis.Redis(connection_pool=pool)
+        self._socket_timeout: float | None = pool.connection_kwargs["socket_timeout"]
         self._address = _address(connection_class, pool.connection_kwargs)
 
     @classmethod
@@ -112,20 +136,53 @@ class RedisStore(LockStore):
         except RedisError as error:
             raise ValueError(str(error)) from None
 
-    def acquire(self, key: str, owner_token: str, ttl: float, claimant: Claimant) -> Acquisition:
+    def acquire(
+        self,
+        key: str,
+        owner_token: str,
+        ttl: float,
+        claimant: Claimant,
+        place: Place | None = None,
+    ) -> Acquisition:
         """See :meth:`LockStore.acquire`. One round trip."""
-        keys_and_args = (key, _bucket(key), owner_token, _ms(ttl), *claimant)
-        is_acquired, *answer = self._ask(lambda: self._run(ACQUIRE, 2, *keys_and_args))
-        return Acquisition(bool(is_acquired), _holder(answer[:5]), *answer[5:])
+        keys = (key, _bucket(key), _line(key))
+        args = (owner_token, _ms(ttl), *claimant, *_place_args(place))
+        is_acquired, *answer = self._ask(lambda: self._run(ACQUIRE, 3, *keys, *args))
+        holder = _holder(answer[:5])
+        if is_acquired:
+            return Acquisition(True, holder, epoch=answer[5])
+        number, passes, look_in_ms, is_holder_queued = (int(each) for each in answer[5:])
+        return Acquisition(
+            False,
+            holder,
+            place=place._replace(number=number, passes=passes) if place and number else None,
+            look_in=max(0, look_in_ms) / 1000,
+            is_holder_queued=bool(is_holder_queued),
+        )
+
+    def await_turn(self, key: str, place: Place, seconds: float) -> None:
+        """See :meth:`LockStore.await_turn`. One blocking command."""
+        # The connection's own limit must not come first: to redis-py that is a broken connection.
+        longest = self._socket_timeout / 2 if self._socket_timeout else seconds
+        timeout = max(0.001, min(seconds, longest))  # 0 would be for ever
+        wake = f"{_line(key)}:{place.number}:wake"
+        self._ask(lambda: self._client.blpop([wake], timeout=timeout))
 
     def renew_many(self, claims: Sequence[Claim]) -> list[bool]:
         """See :meth:`LockStore.renew_many`. One pipelined round trip, however many claims."""
         return self._ask(lambda: self._renew_in_one_trip(claims))
 
-    def release(self, key: str, owner_token: str, at_least_for: float = 0.0) -> bool:
+    def release(
+        self,
+        key: str,
+        owner_token: str,
+        at_least_for: float = 0.0,
+        place: Place | None = None,
+    ) -> bool:
         """See :meth:`LockStore.release`. One round trip."""
         at_least_ms = _ms(at_least_for) if at_least_for else 0
-        return bool(self._ask(lambda: self._run(RELEASE, 1, key, owner_token, at_least_ms)))
+        args = (owner_token, at_least_ms, place.number if place else "")
+        return bool(self._ask(lambda: self._run(RELEASE, 2, key, _line(key), *args)))
 
     def hold(self, key: str, owner_token: str, seconds: float) -> bool:
         """See :meth:`LockStore.hold`. One round trip."""
@@ -220,6 +277,18 @@ def _what_it_did(error: Exception) -> str:
 def _bucket(key: str) -> str:
     prefix_and_tag, _, _ = key.partition("}")
     return f"{prefix_and_tag}}}:fencing"
+
+
+def _line(key: str) -> str:
+    prefix_and_tag, _, rest = key.partition("}")
+    return f"{prefix_and_tag}}}:line{rest}"
+
+
+def _place_args(place: Place | None) -> tuple[Any, ...]:
+    if place is None:
+        return "", 0, 0, 0
+    due_in_ms = 0 if place.due_in is None else _ms(place.due_in)
+    return place.number, place.passes, due_in_ms, due_in_ms + _ms(PLACE_LIVES)
 
 
 def _holder(fields: Sequence[Any]) -> Holder:

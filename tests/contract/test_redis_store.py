@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from importlib.resources import files
 
 import pytest
 import redis
 
+from celery_singleton_lock import stores
 from celery_singleton_lock.errors import StoreError
-from celery_singleton_lock.stores import redis as redis_store
 from celery_singleton_lock.stores import store_from_url
 from celery_singleton_lock.stores.base import Claim, Claimant
 from servers import redis_or_skip
@@ -70,7 +71,7 @@ def test_fencing_tokens_grow_over_the_loss_of_all_data(store, client):
 def test_a_lock_is_put_back_into_a_server_that_came_back_with_an_old_snapshot(store, client):
     store.check(KEY)
     snapshot = client.hgetall("singleton:{7}:fencing")
-    _, holder, epoch = store.acquire(KEY, "a", 60.0, ME)
+    _, holder, epoch, *_ = store.acquire(KEY, "a", 60.0, ME)
     client.delete(KEY)
     client.hset("singleton:{7}:fencing", mapping=snapshot)
 
@@ -79,7 +80,7 @@ def test_a_lock_is_put_back_into_a_server_that_came_back_with_an_old_snapshot(st
 
 
 def test_a_lock_that_somebody_wrote_over_is_not_put_back(store, client):
-    _, holder, epoch = store.acquire(KEY, "a", 60.0, ME)
+    _, holder, epoch, *_ = store.acquire(KEY, "a", 60.0, ME)
     client.flushdb()
     client.set(KEY, "somebody else's data")
 
@@ -88,7 +89,7 @@ def test_a_lock_that_somebody_wrote_over_is_not_put_back(store, client):
 
 
 def test_a_lock_that_an_operator_deleted_is_not_put_back(store, client):
-    _, holder, epoch = store.acquire(KEY, "a", 60.0, ME)
+    _, holder, epoch, *_ = store.acquire(KEY, "a", 60.0, ME)
     client.delete(KEY)
 
     assert store.restore(KEY, "a", 60.0, holder, epoch) is None
@@ -197,9 +198,13 @@ def test_a_lock_that_somebody_wrote_over_is_lost_and_takes_no_other_with_it(stor
 
 
 def test_every_script_says_what_it_is_for():
-    for script in (redis_store.ACQUIRE, redis_store.RENEW, redis_store.RELEASE):
-        head = script.source.split("\nlocal")[0].split("\nif")[0]
-        assert all(word in head for word in ("KEYS[1]", "ARGV[1]", "Returns"))
+    scripts = [each for each in files(stores.scripts).iterdir() if each.name.endswith(".lua")]
+    for script in scripts:
+        head = script.read_text().split("\nlocal")[0].split("\nif")[0]
+        assert script.name == "line.lua" or all(
+            word in head for word in ("KEYS[1]", "ARGV[1]", "Returns")
+        )
+    assert len(scripts) == 6
 
 
 @pytest.mark.parametrize("interrupted", ["send_packed_command", "read_response"])

@@ -181,7 +181,7 @@ def test_renewal_never_creates_a_lock(store, let_time_pass):
 
 
 def test_a_lock_that_the_store_has_lost_is_put_back_as_it_was(store, let_time_pass, lose_data):
-    _, holder, epoch = store.acquire(KEY, "a", LONG, FIRST)
+    _, holder, epoch, *_ = store.acquire(KEY, "a", LONG, FIRST)
     lose_data()
 
     assert store.restore(KEY, "a", TTL, holder, epoch) not in (None, epoch)
@@ -193,7 +193,7 @@ def test_a_lock_that_the_store_has_lost_is_put_back_as_it_was(store, let_time_pa
 
 
 def test_a_lock_that_was_put_back_is_renewed_and_released_like_any(store, lose_data):
-    _, holder, epoch = store.acquire(KEY, "a", LONG, FIRST)
+    _, holder, epoch, *_ = store.acquire(KEY, "a", LONG, FIRST)
     lose_data()
     store.restore(KEY, "a", LONG, holder, epoch)
 
@@ -203,7 +203,7 @@ def test_a_lock_that_was_put_back_is_renewed_and_released_like_any(store, lose_d
 
 
 def test_putting_a_lock_back_again_gives_the_same_answer(store, lose_data):
-    _, holder, epoch = store.acquire(KEY, "a", LONG, FIRST)
+    _, holder, epoch, *_ = store.acquire(KEY, "a", LONG, FIRST)
     lose_data()
 
     answer = store.restore(KEY, "a", LONG, holder, epoch)
@@ -228,11 +228,11 @@ def test_each_loss_of_data_can_be_mended_and_for_each_lock(store, lose_data):
 
 
 def test_a_lock_that_ended_in_any_other_way_is_not_put_back(store, let_time_pass):
-    _, holder, epoch = store.acquire(KEY, "a", TTL, FIRST)
+    _, holder, epoch, *_ = store.acquire(KEY, "a", TTL, FIRST)
     let_time_pass(TTL * 1.5)
     assert store.restore(KEY, "a", LONG, holder, epoch) is None
 
-    _, holder, epoch = store.acquire(KEY, "b", LONG, FIRST)
+    _, holder, epoch, *_ = store.acquire(KEY, "b", LONG, FIRST)
     store.release(KEY, "b")
     assert store.restore(KEY, "b", LONG, holder, epoch) is None
 
@@ -240,7 +240,7 @@ def test_a_lock_that_ended_in_any_other_way_is_not_put_back(store, let_time_pass
 
 
 def test_a_lock_that_is_somebody_elses_by_now_is_not_put_back(store, lose_data):
-    _, holder, epoch = store.acquire(KEY, "a", LONG, FIRST)
+    _, holder, epoch, *_ = store.acquire(KEY, "a", LONG, FIRST)
     lose_data()
     second = store.acquire(KEY, "b", LONG, SECOND)
 

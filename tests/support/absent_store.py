@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from celery_singleton_lock.errors import Holder, StoreError
-from celery_singleton_lock.stores.base import Acquisition, Claim, Claimant
+from celery_singleton_lock.stores.base import Acquisition, Claim, Claimant, Place
 from celery_singleton_lock.stores.memory import MemoryStore
 
 
@@ -21,14 +21,30 @@ class AbsentStore(MemoryStore):
     loses_replies = False
     asked = 0
 
-    def acquire(self, key: str, owner_token: str, ttl: float, claimant: Claimant) -> Acquisition:
-        return self._answer(super().acquire, key, owner_token, ttl, claimant)
+    def acquire(
+        self,
+        key: str,
+        owner_token: str,
+        ttl: float,
+        claimant: Claimant,
+        place: Place | None = None,
+    ) -> Acquisition:
+        return self._answer(super().acquire, key, owner_token, ttl, claimant, place)
+
+    def await_turn(self, key: str, place: Place, seconds: float) -> None:
+        self._answer(super().await_turn, key, place, seconds)
 
     def renew_many(self, claims: Sequence[Claim]) -> list[bool]:
         return self._answer(super().renew_many, claims)
 
-    def release(self, key: str, owner_token: str, at_least_for: float = 0.0) -> bool:
-        return self._answer(super().release, key, owner_token, at_least_for)
+    def release(
+        self,
+        key: str,
+        owner_token: str,
+        at_least_for: float = 0.0,
+        place: Place | None = None,
+    ) -> bool:
+        return self._answer(super().release, key, owner_token, at_least_for, place)
 
     def hold(self, key: str, owner_token: str, seconds: float) -> bool:
         return self._answer(super().hold, key, owner_token, seconds)

@@ -182,6 +182,51 @@ def retry_in_place_soon(self, label):
         return label
 
 
+@by_label(on_conflict="wait")
+def run_in_line(self, label, seconds=0.0):
+    with _recorded(self, label):
+        time.sleep(seconds)
+        return label
+
+
+@by_label(on_conflict="wait")
+def hold_in_line(self, label):
+    """As ``hold``; others stand in line for it."""
+    with _recorded(self, label):
+        _wait_at_gate(label)
+    return label
+
+
+@by_label(on_conflict="wait", lock_ttl=3.0)
+def hold_in_line_with_short_ttl(self, label):
+    """As ``hold_in_line``, with a ttl that a test can wait for, and a busy machine can keep."""
+    with _recorded(self, label):
+        _wait_at_gate(label)
+    return label
+
+
+@by_label(on_conflict="wait", lock_on_retry="hold")
+def hold_and_retry_in_place(self, label):
+    """As ``hold_in_line``, and then keeps its lock for its one retry."""
+    with _recorded(self, label):
+        _wait_at_gate(label)
+        if self.request.retries == 0:
+            raise self.retry(countdown=1)
+    return label
+
+
+@by_label(on_conflict="wait", wait_timeout=1)
+def wait_a_second(self, label):
+    with _recorded(self, label):
+        return label
+
+
+@by_label(on_conflict="wait", acks_late=True)
+def run_in_line_late(self, label):
+    with _recorded(self, label):
+        return label
+
+
 @by_label(acks_late=True, reject_on_worker_lost=True)
 def die_once(self, label):
     """Kills its own process, but not when it runs again."""

@@ -13,7 +13,9 @@ from celery_singleton_lock.conflict import (
     Fail,
     Requeue,
     Skip,
+    Wait,
     decide,
+    policy_name,
     requeue_delay,
 )
 from celery_singleton_lock.errors import ConfigurationError, Holder
@@ -30,7 +32,7 @@ def test_a_duplicate_is_skipped_fails_or_goes_back_as_its_policy_says():
 def test_a_callable_sees_the_frozen_conflict_and_names_a_policy():
     seen = []
 
-    assert decide(lambda conflict: seen.append(conflict) or "skip", MET) == Skip()
+    assert policy_name(lambda conflict: seen.append(conflict) or "skip", MET) == "skip"
     assert seen == [MET]
     with pytest.raises(FrozenInstanceError):
         MET.task_id = "x"
@@ -38,7 +40,7 @@ def test_a_callable_sees_the_frozen_conflict_and_names_a_policy():
 
 def test_a_callable_that_names_no_policy_is_told_the_names():
     with pytest.raises(ConfigurationError, match=r"shop\.buy.*'ignore'.*'skip'"):
-        decide(lambda conflict: "ignore", MET)
+        policy_name(lambda conflict: "ignore", MET)
 
 
 @pytest.mark.parametrize("policy", ["skip", "fail"])
@@ -69,11 +71,39 @@ def test_runs_without_a_task_id_are_not_taken_for_one_another():
     assert decide("skip", nobody) == Skip()
 
 
-def test_an_eager_run_has_no_queue_to_go_back_to():
-    outcome = decide("requeue", replace(MET, is_eager=True))
+@pytest.mark.parametrize("change", [{}, {"retries": 1}])
+def test_an_eager_run_has_no_queue_and_waits_where_it_is(change):
+    assert decide("requeue", replace(MET, is_eager=True, **change)) == Wait(60.0)
+
+
+@pytest.mark.parametrize("change", [{"task_id": "theirs"}, {"is_holder_queued": True}])
+def test_an_eager_run_does_not_wait_for_who_cannot_come_before_it(change):
+    outcome = decide("requeue", replace(MET, is_eager=True, **change))
 
     assert isinstance(outcome, Fail)
     assert "no queue" in outcome.reason
+
+
+def test_wait_stands_in_line_for_what_is_left_of_its_wait_timeout():
+    assert decide("wait", MET) == Wait(60.0)
+    assert decide("wait", replace(MET, wait_timeout=10.0, waited=4.0)) == Wait(6.0)
+    assert isinstance(decide("wait", replace(MET, wait_timeout=10.0, waited=10.0)), Fail)
+
+
+@pytest.mark.parametrize("change", [{"retries": 1}, {"is_redelivered": True}, {"requeues": 1}])
+def test_who_was_let_in_before_waits_in_its_slot_if_that_is_its_policy(change):
+    assert decide("wait", replace(MET, **change)) == Wait(60.0)
+
+
+@pytest.mark.parametrize("change", [{"task_id": "theirs"}, {"is_holder_queued": True}])
+def test_nobody_waits_in_a_slot_for_itself_or_for_a_run_in_its_queue(change):
+    assert decide("wait", replace(MET, delay=0.2, **change)) == Requeue(0.2)
+
+
+def test_who_waits_for_a_run_in_its_queue_fails_when_its_wait_timeout_is_over():
+    late = replace(MET, is_holder_queued=True, wait_timeout=10.0, waited=10.0)
+
+    assert isinstance(decide("wait", late), Fail)
 
 
 def test_delays_grow_are_spread_and_have_an_end():

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import signal
+import threading
 
 import pytest
-from celery import Celery
+from celery import Celery, states
 
 from celery_singleton_lock import (
     DuplicateTaskError,
@@ -69,6 +70,10 @@ def events():
 def a_task(app, body, **options):
     options = {"base": SingletonTask, "name": "shop.buy", "shared": False, **options}
     return app.task(bind=True, **options)(body)
+
+
+def sell(self, sku):
+    return sku
 
 
 def held_by_another(task, locks, *args):
@@ -135,31 +140,72 @@ def test_after_an_early_release_a_nested_call_takes_the_lock_anew(app):
     assert second > first
 
 
-def test_a_skipped_run_raises_to_its_caller(app, locks, events):
+def test_a_skipped_run_is_revoked_and_raises_to_its_caller(app, locks, events):
     def body(self, sku):
         raise AssertionError("must not run")
 
     task = a_task(app, body)
     key = held_by_another(task, locks, "anvil")
 
+    result = task.delay("anvil")
     with pytest.raises(DuplicateTaskError) as caught:
-        task.delay("anvil").get()
+        result.get()
 
+    assert result.state == states.REVOKED
     assert caught.value.holder.task_id == "theirs"
     assert locks.store.holder(key).task_id == "theirs"
     ((name, event),) = events
     assert (name, event.outcome, event.holder.task_id) == ("lock_refused", "skip", "theirs")
 
 
-def test_an_eager_run_that_cannot_go_back_to_a_queue_fails(app, locks):
-    def body(self, sku):
-        raise AssertionError("must not run")
-
-    task = a_task(app, body, on_conflict="requeue")
+def test_a_skipped_run_raises_at_once_where_errors_propagate(app, locks):
+    task = a_task(app, sell)
     held_by_another(task, locks, "anvil")
 
-    with pytest.raises(LockHeldError, match="no queue to go back to"):
-        task.delay("anvil").get()
+    with pytest.raises(DuplicateTaskError):
+        task.apply(("anvil",), throw=True)
+    app.conf.task_eager_propagates = True
+    with pytest.raises(DuplicateTaskError):
+        task.delay("anvil")
+
+
+@pytest.mark.parametrize("policy", ["requeue", "wait"])
+def test_a_run_without_a_queue_waits_where_it_is(app, locks, policy):
+    task = a_task(app, sell, on_conflict=policy)
+    key = held_by_another(task, locks, "anvil")
+    threading.Timer(0.2, locks.store.release, [key, "theirs"]).start()
+
+    result = task.delay("anvil")
+
+    assert result.get() == "anvil"
+    assert locks.store.holder(key) is None
+
+
+@pytest.mark.parametrize("policy", ["requeue", "wait"])
+def test_a_run_that_has_waited_too_long_fails_and_leaves_the_line(app, locks, policy):
+    task = a_task(app, sell, on_conflict=policy, wait_timeout=0.1)
+    key = held_by_another(task, locks, "anvil")
+
+    result = task.delay("anvil")
+    locks.store.release(key, "theirs")
+
+    assert result.state == states.FAILURE
+    with pytest.raises(LockHeldError, match="wait_timeout is over"):
+        result.get()
+    assert locks.store.holder(key) is None
+
+
+def test_a_lock_that_is_given_back_early_is_free_for_the_rest_of_the_body(app, locks, events):
+    @app.task(base=SingletonTask, bind=True, name="shop.buy", shared=False)
+    def task(self, depth):
+        assert self.lease.release()
+        assert not self.lease.release()
+        self.lease.check()
+        assert locks.store.holder(self._lock_options.key("singleton:", (depth,), {})) is None
+        return depth
+
+    assert task.delay(1).get() == 1
+    assert [name for name, _ in events] == ["lock_acquired", "lock_released"]
 
 
 def test_an_eager_run_whose_store_is_away_fails(app, locks, store):

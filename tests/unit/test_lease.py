@@ -14,7 +14,7 @@ from celery_singleton_lock.lease import NestedLease, NullLease
 def test_an_acquired_lease_is_held_and_has_a_fencing_token(new_lease):
     lease = new_lease()
 
-    holder = lease.acquire()
+    holder = lease.acquire().holder
 
     assert lease.is_held
     assert lease.fencing_token == holder.fencing_token > 0
@@ -26,7 +26,7 @@ def test_a_refused_lease_learns_who_has_the_lock_and_frees_nothing(new_lease, st
     new_lease(task_id="first").acquire()
     refused = new_lease(task_id="second")
 
-    holder = refused.acquire()
+    holder = refused.acquire().holder
 
     assert holder.task_id == "first"
     assert not refused.is_held
@@ -129,7 +129,7 @@ def test_after_a_lost_reply_asking_again_gives_the_same_lease(new_lease, store):
         lease.acquire()
     store.loses_replies = False
 
-    assert lease.acquire().task_id == "first"
+    assert lease.acquire().holder.task_id == "first"
     assert lease.is_held
 
 

@@ -19,7 +19,9 @@ class Script(NamedTuple):
     sha: str
 
 
-def load_script(name: str) -> Script:
-    """Read ``name``.lua from this package; works from a zip file too."""
-    source = files(__package__).joinpath(f"{name}.lua").read_text("utf-8")
+def load_script(*names: str, **constants: int) -> Script:
+    """Read these .lua files from this package as one script; works from a zip file too."""
+    parts = [f"local {name} = {value}\n" for name, value in constants.items()]
+    parts += [files(__package__).joinpath(f"{name}.lua").read_text("utf-8") for name in names]
+    source = "".join(parts)
     return Script(source, sha1(source.encode(), usedforsecurity=False).hexdigest())

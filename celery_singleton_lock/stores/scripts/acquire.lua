@@ -1,28 +1,103 @@
--- Take the lock if it is free, or answer who has it.
+-- Take the lock if it is free and for us, or answer who has it and stand in line.
 --
 -- An owner that asks again (its first reply was lost) gets its lease again, with the same
 -- fencing token and the full ttl. A lock that is kept after its release (see release.lua) is
--- free for the task id that it is kept for, and for nobody else.
+-- free for the task id that it is kept for, one that was handed over for its heir, and for
+-- nobody else. A free lock that is somebody else's turn is handed over, or left for its owner.
 --
 -- KEYS[1]  lock key
 -- KEYS[2]  the lock's bucket
+-- KEYS[3]  the lock's line
 -- ARGV[1]  owner token
 -- ARGV[2]  ttl in ms
 -- ARGV[3]  task id of the claimant
 -- ARGV[4]  worker of the claimant
 -- ARGV[5]  pid of the claimant
--- Returns  {1 acquired or 0 held, task id, worker, pid, since in µs, fencing token}:
---          of the claimant if acquired, else of the holder; then, if acquired, the bucket's epoch
-local owner_token, task_id, worker, pid, since_us, fencing_token = unpack(redis.call("HMGET",
-  KEYS[1], "owner_token", "task_id", "worker", "pid", "since_us", "fencing_token"))
-local is_kept_for_us = owner_token == "" and task_id == ARGV[3] and task_id ~= ""
-if owner_token and owner_token ~= ARGV[1] and not is_kept_for_us then
-  return {0, task_id, worker, pid, since_us, fencing_token}
+-- ARGV[6]  number of its place in line, 0 for a new one, or "" for none
+-- ARGV[7]  how often that place has been passed
+-- ARGV[8]  ms until its owner asks again by itself, or 0 if it waits to be handed the lock
+-- ARGV[9]  ms that the place lives
+-- Returns  {1, task id, worker, pid, since in µs, fencing token, the bucket's epoch} of the
+--          claimant if acquired, else
+--          {0, task id, worker, pid, since in µs, fencing token} of the holder, and then the number
+--          of the claimant's place or 0, its passes, ms until the lock may be free, and 1 if it is
+--          kept for a retry
+local own_number = tonumber(ARGV[6])
+if own_number == 0 then
+  own_number = nil
+end
+
+local function stand_in_line(now_us)
+  local number, passes = ARGV[6], tonumber(ARGV[7])
+  if own_number then
+    local packed = redis.call("GET", KEYS[3] .. ":" .. number)
+    passes = packed and cjson.decode(packed).passes or passes
+    redis.call("ZADD", KEYS[3], number, number)
+  else
+    local last = now_us
+    number = string.format("%.0f", last)
+    while redis.call("ZADD", KEYS[3], "NX", number, number) == 0 do
+      last = last + 1
+      number = string.format("%.0f", last)
+    end
+  end
+  local due_ms = tonumber(ARGV[8])
+  if due_ms > 0 then
+    due_ms = math.ceil(now_us / 1000) + due_ms
+  end
+  local place = {
+    owner_token = ARGV[1], task_id = ARGV[3], worker = ARGV[4], pid = ARGV[5],
+    due_ms = due_ms, passes = passes,
+  }
+  redis.call("SET", KEYS[3] .. ":" .. number, cjson.encode(place), "PX", ARGV[9])
+  redis.call("PEXPIRE", KEYS[3], LINE_LIVES_MS)
+  return number, passes
+end
+
+local function refuse(holder, free_in_ms, is_kept_for_retry)
+  local number, passes = 0, 0
+  local is_with_itself = holder[1] == ARGV[3] and ARGV[3] ~= ""
+  if ARGV[6] ~= "" and not is_with_itself then
+    number, passes = stand_in_line(now_in_us())
+  end
+  local task_id, worker, pid, since_us, fencing_token = unpack(holder)
+  return {0, task_id, worker, pid, since_us, fencing_token,
+    number, passes, free_in_ms, is_kept_for_retry and 1 or 0}
+end
+
+local owner_token, heir, task_id, worker, pid, since_us, fencing_token, hold_ms = unpack(
+  redis.call("HMGET", KEYS[1], "owner_token", "heir", "task_id", "worker", "pid", "since_us",
+    "fencing_token", "hold_ms"))
+local is_handed_over = owner_token == "" and heir and heir ~= ""
+local is_kept = owner_token == "" and not is_handed_over
+local is_for_us = owner_token == ARGV[1]
+  or (is_handed_over and heir == ARGV[1])
+  or (is_kept and task_id == ARGV[3] and task_id ~= "")
+if owner_token and not is_for_us then
+  local is_kept_for_retry = is_kept and tonumber(hold_ms) > 0
+  return refuse({task_id, worker, pid, since_us, fencing_token},
+    redis.call("PTTL", KEYS[1]), is_kept_for_retry)
 end
 local bucket_token, epoch = unpack(redis.call("HMGET", KEYS[2], "fencing_token", "epoch"))
 if owner_token ~= ARGV[1] then
-  local time = redis.call("TIME")
-  local now_us = time[1] * 1000000 + time[2]
+  local now_us = now_in_us()
+  if not owner_token then
+    local number, place, late = next_in_line(KEYS[3], own_number)
+    if place then
+      local free_in_ms = HANDED_OVER_MS
+      if place.due_ms == 0 then
+        hand_over(KEYS[1], KEYS[3], number, place)
+        note_passes(KEYS[3], late)
+      else
+        free_in_ms = redis.call("PTTL", KEYS[3] .. ":" .. number)
+      end
+      return refuse({place.task_id, place.worker, place.pid, number, "0"}, free_in_ms, false)
+    end
+    note_passes(KEYS[3], late)
+  end
+  if own_number then
+    leave_line(KEYS[3], ARGV[6])
+  end
   -- The clock keeps the number growing when the counter is lost (R9). Both are below 2^53, so
   -- the doubles of Lua 5.1 are exact; its tostring() is not, hence "%.0f".
   fencing_token = string.format("%.0f", math.max(tonumber(bucket_token or 0) + 1, now_us))
@@ -33,7 +108,7 @@ if owner_token ~= ARGV[1] then
   since_us = since_us or string.format("%.0f", now_us)
   task_id, worker, pid = ARGV[3], ARGV[4], ARGV[5]
   redis.call("HSET", KEYS[1],
-    "owner_token", ARGV[1], "task_id", task_id, "worker", worker, "pid", pid,
+    "owner_token", ARGV[1], "heir", "", "task_id", task_id, "worker", worker, "pid", pid,
     "since_us", since_us, "fencing_token", fencing_token, "hold_ms", 0)
 end
 local expiry = redis.pcall("PEXPIRE", KEYS[1], ARGV[2])

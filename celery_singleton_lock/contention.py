@@ -1,0 +1,179 @@
+"""How one run comes by its lock: at once, in line, or not at all, as its policy says."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import replace
+from typing import Any, NoReturn
+
+from .conflict import Conflict, Fail, Outcome, Requeue, Wait, decide, policy_name, requeue_delay
+from .errors import LockHeldError
+from .lease import Lease
+from .locks import AppLocks
+from .options import LockOptions
+from .outage import ask_store, send_back
+from .publishing import Waiting
+from .results import DuplicateTaskError, Skipped, is_finished, store_skipped
+from .signals import LockEvent, lock_refused
+from .stores.base import Acquisition, Place
+
+logger = logging.getLogger(__name__)
+
+#: Seconds that a run waits in its slot for a holder whose body is over.
+LONGEST_LEAVE = 1.0
+
+_DID = {
+    "skip": "skipped",
+    "fail": "failed",
+    "requeue": "goes back to the queue",
+    "wait": "stands in line",
+}
+
+
+def take(task: Any, locks: AppLocks, options: LockOptions, lease: Lease) -> None:
+    """Acquire ``lease`` for the current run of ``task``, or end the run.
+
+    Raises:
+        Ignore: The run was skipped, and its callers were told; or it went back to the queue.
+        LockHeldError: The run fails, because its policy says so.
+    """
+    _Contender(task, locks, options, lease).take()
+
+
+class _Contender:
+    """One run that asks for its lock."""
+
+    def __init__(self, task: Any, locks: AppLocks, options: LockOptions, lease: Lease) -> None:
+        self._task = task
+        self._request = task.request
+        self._locks = locks
+        self._options = options
+        self._lease = lease
+        self._delay = requeue_delay(Waiting.of(task.request).requeues)
+
+    def take(self) -> None:
+        """See :func:`take`."""
+        answer = self._ask(self._first_place())
+        if not answer.is_acquired and self._is_leaving(answer):
+            answer = self._wait_for_release(answer)
+        if not answer.is_acquired:
+            self._meet_conflict(answer)
+
+    def _ask(self, place: Place | None) -> Acquisition:
+        return ask_store(self._task, self._locks, lambda: self._lease.acquire(place))
+
+    def _wait(self, seconds: float) -> Acquisition:
+        return ask_store(self._task, self._locks, lambda: self._lease.wait(seconds))
+
+    def _first_place(self) -> Place | None:
+        """Where to stand in line, as far as that is clear before the lock was asked for."""
+        policy, waiting = self._options.on_conflict, Waiting.of(self._request)
+        if policy == "wait":
+            return Place(waiting.place, waiting.passes)
+        is_to_go_back = policy == "requeue" or waiting.is_promised(self._request)
+        if is_to_go_back and not self._request.is_eager:
+            return Place(waiting.place, waiting.passes, self._delay)
+        return None
+
+    def _is_leaving(self, answer: Acquisition) -> bool:
+        """Whether the holder's body is over: Celery sends links and results before it releases.
+
+        Reads the result backend, except for a policy that loses nothing by waiting.
+        """
+        holder, request = answer.holder, self._request
+        if not holder.task_id or holder.task_id == request.id or not holder.fencing_token:
+            return False
+        if holder.task_id == request.parent_id:
+            return True
+        is_patient = self._options.on_conflict in ("requeue", "wait")
+        return not is_patient and is_finished(self._task, holder.task_id)
+
+    def _wait_for_release(self, answer: Acquisition) -> Acquisition:
+        """Stand in line until the lock is ours or somebody else's, a second at most."""
+        leaving = answer.holder.task_id
+        give_up_at = time.monotonic() + LONGEST_LEAVE
+        left = LONGEST_LEAVE
+        while not answer.is_acquired and answer.holder.task_id == leaving and left > 0:
+            answer = self._wait(left)
+            left = give_up_at - time.monotonic()
+        return answer
+
+    def _meet_conflict(self, answer: Acquisition) -> None:
+        """Return with the lock in hand, or end the run."""
+        Waiting.of(self._request).at_conflict().note_in(self._request)
+        conflict = self._conflict(answer)
+        name = policy_name(self._options.on_conflict, conflict)
+        is_told = False
+        while True:
+            outcome = decide(name, conflict)
+            if not isinstance(outcome, Wait):
+                break
+            if self._locks.is_stopping() and not self._request.is_eager:
+                outcome = Requeue(self._delay)
+                break
+            if not is_told:
+                self._tell(conflict, outcome)
+                is_told = True
+            answer = self._wait(outcome.seconds)
+            if answer.is_acquired:
+                return
+            conflict = self._conflict(answer)
+        if isinstance(outcome, Requeue):
+            self._go_back(conflict, outcome, answer)
+        else:
+            self._end(conflict, outcome)
+
+    def _conflict(self, answer: Acquisition) -> Conflict:
+        request = self._request
+        waiting = Waiting.of(request)
+        return Conflict(
+            task_name=self._task.name,
+            task_id=request.id,
+            lock_key=self._lease.key,
+            holder=answer.holder,
+            is_holder_queued=answer.is_holder_queued,
+            retries=request.retries,
+            is_redelivered=waiting.is_redelivered,
+            is_eager=request.is_eager,
+            requeues=waiting.requeues,
+            delay=self._delay,
+            waited=waiting.seconds(),
+            wait_timeout=self._options.wait_timeout,
+            args=request.args or (),
+            kwargs=request.kwargs or {},
+        )
+
+    def _tell(self, conflict: Conflict, outcome: Outcome) -> str:
+        task_name, task_id = conflict.task_name, conflict.task_id
+        key, holder = conflict.lock_key, conflict.holder
+        message = f"Task {task_name}[{task_id}] {_DID[outcome.name]}: {key} is held by {holder}"
+        logger.info(message)
+        event = LockEvent(task_name, task_id, key, holder=holder, outcome=outcome.name)
+        lock_refused.send(sender=self._task, event=event)
+        return message
+
+    def _go_back(self, conflict: Conflict, outcome: Requeue, answer: Acquisition) -> None:
+        """Go back to the queue with a place in line; or return with the lock, if it is free now."""
+        waiting = Waiting.of(self._request)
+        place = answer.place or Place(waiting.place, waiting.passes)
+        if place.due_in is None and not conflict.is_with_itself:
+            answer = self._ask(place._replace(due_in=outcome.countdown))
+            if answer.is_acquired:
+                return
+            place = answer.place or place
+        message = self._tell(conflict, outcome)
+        waiting = replace(waiting, place=place.number, passes=place.passes)
+        reason = LockHeldError(message, conflict.holder)
+        send_back(self._task, self._locks, outcome.countdown, waiting, reason)
+
+    def _end(self, conflict: Conflict, outcome: Outcome) -> NoReturn:
+        message = self._tell(conflict, outcome)
+        if isinstance(outcome, Fail):
+            raise LockHeldError(f"{message} ({outcome.reason})", conflict.holder)
+        error = DuplicateTaskError(message, conflict.holder)
+        if not self._request.is_eager or self._task.app.conf.task_store_eager_result:
+            store_skipped(self._task, error)
+        skipped = Skipped(message)
+        skipped.error = error
+        raise skipped

@@ -1,0 +1,348 @@
+"""The line of a lock, which every store keeps: first come, first served."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from celery_singleton_lock.stores.base import (
+    HANDED_OVER_FOR,
+    MOST_PASSES,
+    PLACE_LIVES,
+    Claimant,
+    Place,
+)
+
+KEY = "singleton:{7}:1:report:42"
+LONG = 60.0
+#: Long enough for what lives some seconds to be over.
+AFTER = 0.1
+
+
+class Runs:
+    """What runs do, each by a letter that is its owner token and, with "task-", its task id."""
+
+    def __init__(self, store):
+        self._store = store
+        self.places = {}
+
+    def asks(self, letter, ttl=LONG, due_in=None, place=None, task_id=None):
+        """The run asks for the lock, standing in line where it stood before."""
+        claimant = Claimant(task_id or f"task-{letter}", "celery@here", 7)
+        place = place or self.places.get(letter, Place())
+        answer = self._store.acquire(KEY, letter, ttl, claimant, place._replace(due_in=due_in))
+        self.places[letter] = answer.place or Place()
+        return answer
+
+    def has(self, letter, **kwargs):
+        """The run asks, and has the lock now."""
+        return self.asks(letter, **kwargs).is_acquired
+
+    def new_one_has(self, letter):
+        """The same of a run that does not stand in line."""
+        claimant = Claimant(f"task-{letter}", "celery@here", 7)
+        return self._store.acquire(KEY, letter, LONG, claimant).is_acquired
+
+    def releases(self, letter, **kwargs):
+        """The run gives the lock back."""
+        return self._store.release(KEY, letter, **kwargs)
+
+    def leaves(self, letter):
+        """The run gives up."""
+        return self._store.release(KEY, letter, place=self.places[letter])
+
+    def holder(self):
+        """The letter of the run whose lock it is."""
+        holder = self._store.holder(KEY)
+        return holder and holder.task_id.removeprefix("task-")
+
+
+@pytest.fixture
+def runs(store):
+    return Runs(store)
+
+
+def test_the_lock_goes_to_those_in_line_in_the_order_in_which_they_came(runs):
+    assert runs.has("a")
+    assert not any(runs.has(letter) for letter in "bcd")
+
+    served = []
+    for before, letter in zip("abc", "bcd", strict=True):
+        runs.releases(before)
+        served.append(runs.holder())
+        assert runs.has(letter)
+
+    assert served == ["b", "c", "d"]
+
+
+def test_the_release_itself_hands_the_lock_over(runs, store):
+    taken = runs.asks("a")
+    runs.asks("b")
+
+    runs.releases("a")
+
+    assert not runs.new_one_has("c")
+    assert runs.holder() == "b"
+    assert store.holder(KEY).fencing_token == 0  # none before b takes it
+    assert runs.asks("b").holder.fencing_token > taken.holder.fencing_token
+    assert runs.releases("b")
+    assert store.holder(KEY) is None
+
+
+def test_a_waiting_run_is_woken_by_the_release(runs, store):
+    runs.asks("a")
+    place = runs.asks("b").place
+    threading.Timer(0.2, runs.releases, ["a"]).start()
+
+    before = time.monotonic()
+    store.await_turn(KEY, place, 1.8)
+    waited = time.monotonic() - before
+
+    assert runs.has("b")
+    assert waited < 1.7
+
+
+def test_a_waiting_run_is_not_woken_by_the_turn_of_another(runs, store):
+    runs.asks("a")
+    runs.asks("b")
+    place = runs.asks("c").place
+    runs.releases("a")
+
+    before = time.monotonic()
+    store.await_turn(KEY, place, 0.2)
+
+    assert time.monotonic() - before >= 0.2
+
+
+def test_a_lock_that_its_heir_does_not_take_goes_to_the_next(runs, let_time_pass):
+    runs.asks("a")
+    runs.asks("b")
+    runs.asks("c")
+    runs.releases("a")
+
+    answer = runs.asks("c")
+    assert 0 < answer.look_in <= HANDED_OVER_FOR
+    let_time_pass(answer.look_in + AFTER)
+
+    assert runs.has("c")
+
+
+def test_an_heir_that_comes_late_stands_where_it_stood(runs, let_time_pass):
+    runs.asks("a")
+    for letter in "bc":
+        runs.asks(letter)
+    runs.releases("a")
+    let_time_pass(HANDED_OVER_FOR + AFTER)
+    assert runs.has("d", place=Place())  # the others have lapsed
+
+    runs.asks("c")
+    runs.asks("b")
+    runs.releases("d")
+
+    assert runs.holder() == "b"
+
+
+def test_nothing_but_its_heir_takes_a_lock_that_was_handed_over_and_nobody_renews_it(runs, store):
+    runs.asks("a")
+    runs.asks("b")
+    runs.releases("a")
+
+    assert not store.renew(KEY, "b", LONG)
+    assert not store.hold(KEY, "b", LONG)
+    assert not runs.has("b2", task_id="task-b", place=Place())
+    assert runs.has("b")
+
+
+def test_places_lapse_when_their_owners_show_no_sign_of_life(runs, let_time_pass):
+    runs.asks("a")
+    for letter in "bcdefg":
+        runs.asks(letter)
+    let_time_pass(PLACE_LIVES / 2)
+    runs.asks("g")
+    let_time_pass(PLACE_LIVES / 2 + AFTER)
+
+    runs.releases("a")
+
+    assert runs.holder() == "g"
+
+
+def test_who_leaves_is_passed_over(runs):
+    runs.asks("a")
+    runs.asks("b")
+    runs.asks("c")
+
+    assert not runs.leaves("b")
+    runs.releases("a")
+
+    assert runs.holder() == "c"
+
+
+def test_who_leaves_when_the_lock_was_handed_over_already_passes_it_on(runs):
+    runs.asks("a")
+    runs.asks("b")
+    runs.asks("c")
+    runs.releases("a")
+
+    assert runs.leaves("b")
+
+    assert runs.holder() == "c"
+
+
+def test_a_lock_that_expired_goes_to_who_waits_and_not_to_who_comes(runs, let_time_pass):
+    runs.asks("a", ttl=PLACE_LIVES / 4)
+    runs.asks("b")
+    let_time_pass(PLACE_LIVES / 4 + AFTER)
+
+    refused = runs.asks("c")
+
+    assert not refused.is_acquired
+    assert refused.holder.task_id == "task-b"
+    assert runs.has("b")
+
+
+def test_who_waits_learns_when_the_lease_that_it_meets_would_end(runs):
+    runs.asks("a", ttl=10.0)
+
+    assert 9.0 < runs.asks("b").look_in <= 10.0
+
+
+def test_a_run_that_is_due_is_given_way(runs, let_time_pass):
+    runs.asks("a")
+    runs.asks("b", due_in=0.3)
+    let_time_pass(0.3 + AFTER)
+    runs.releases("a")
+
+    assert runs.holder() is None
+    refused = runs.asks("c")
+    assert not refused.is_acquired
+    assert refused.holder.task_id == "task-b"
+    assert not runs.new_one_has("d")
+    assert runs.has("b2", task_id="task-b", place=runs.places["b"])
+
+
+def test_a_run_that_is_due_and_does_not_come_is_not_waited_for_any_longer(runs, let_time_pass):
+    runs.asks("a")
+    runs.asks("b", due_in=0.1)
+    let_time_pass(0.1 + AFTER)
+    runs.releases("a")
+
+    let_time_pass(runs.asks("c").look_in + AFTER)
+
+    assert runs.has("c")
+
+
+def test_a_run_that_is_not_due_is_passed_a_few_times_and_then_waited_for(runs):
+    runs.asks("a")
+    runs.asks("b", due_in=5.0)
+
+    for number in range(MOST_PASSES):
+        runs.releases("a" if number == 0 else f"c{number - 1}")
+        assert runs.new_one_has(f"c{number}")
+    runs.releases(f"c{MOST_PASSES - 1}")
+
+    assert not runs.new_one_has("late")
+    assert runs.has("b")
+
+
+def test_a_run_takes_its_passes_along_when_it_is_passed_in_its_queue(runs, let_time_pass):
+    runs.asks("a")
+    runs.asks("b", due_in=1.0)
+    for number in range(MOST_PASSES):
+        runs.releases("a" if number == 0 else f"c{number - 1}")
+        assert runs.new_one_has(f"c{number}")
+    again = runs.asks("b", due_in=0.1).place
+    assert again.passes == MOST_PASSES
+    let_time_pass(PLACE_LIVES + 0.1 + AFTER)
+
+    # Given that its place has lapsed, and that it asks again
+    assert runs.asks("b", place=again, due_in=5.0).place == again._replace(due_in=5.0)
+    runs.releases(f"c{MOST_PASSES - 1}")
+
+    assert not runs.new_one_has("late")
+
+
+def test_who_waits_behind_a_run_that_is_not_due_is_handed_the_lock_and_that_counts(runs):
+    runs.asks("a")
+    place = runs.asks("b", due_in=5.0).place
+    runs.asks("c")
+
+    runs.releases("a")
+
+    assert runs.holder() == "c"
+    assert runs.asks("b", due_in=5.0).place == place._replace(passes=1)
+
+
+def test_those_who_came_before_a_late_run_do_not_pass_it(runs):
+    runs.asks("a")
+    runs.asks("b")
+    place = runs.asks("c", due_in=5.0).place
+
+    runs.releases("a")
+
+    assert runs.has("b")
+    assert runs.asks("c", due_in=5.0).place == place
+
+
+def test_a_run_keeps_its_place_when_it_goes_to_its_queue_and_when_it_is_back(runs, let_time_pass):
+    runs.asks("a")
+    first = runs.asks("b").place
+    runs.asks("c")
+
+    queued = runs.asks("b", due_in=0.1).place
+    let_time_pass(0.1 + AFTER)
+    again = runs.asks("b").place
+    runs.releases("a")
+
+    assert first.number == queued.number == again.number
+    assert runs.holder() == "b"
+
+
+def test_nobody_stands_in_line_behind_itself(runs):
+    runs.asks("a")
+
+    again = runs.asks("a2", task_id="task-a")
+    runs.releases("a")
+
+    assert again.place is None
+    assert runs.holder() is None
+
+
+def test_a_lock_that_is_kept_for_a_retry_says_so_and_is_not_handed_over(runs, store):
+    runs.asks("a")
+    store.hold(KEY, "a", LONG)
+    assert not runs.asks("b").is_holder_queued
+
+    runs.releases("a")
+
+    answer = runs.asks("b")
+    assert not answer.is_acquired
+    assert answer.is_holder_queued
+    assert runs.has("a2", task_id="task-a", place=Place())
+
+
+def test_a_lock_that_is_kept_for_a_time_has_no_holder_in_a_queue(runs):
+    runs.asks("a")
+    runs.asks("b")
+
+    runs.releases("a", at_least_for=10.0)
+
+    answer = runs.asks("b")
+    assert not answer.is_acquired
+    assert not answer.is_holder_queued
+    assert 9.0 < answer.look_in <= 10.0
+
+
+def test_who_stood_in_line_stands_there_again_in_a_store_that_has_lost_its_data(runs, lose_data):
+    runs.asks("a")
+    for letter in "bc":
+        runs.asks(letter)
+    lose_data()
+    runs.asks("a")
+
+    runs.asks("c")
+    runs.asks("b")
+    runs.releases("a")
+
+    assert runs.holder() == "b"
