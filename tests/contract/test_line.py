@@ -94,11 +94,13 @@ def test_the_release_itself_hands_the_lock_over(runs, store):
 def test_a_waiting_run_is_woken_by_the_release(runs, store):
     runs.asks("a")
     place = runs.asks("b").place
-    threading.Timer(0.2, runs.releases, ["a"]).start()
+    release = threading.Timer(0.2, runs.releases, ["a"])
+    release.start()
 
     before = time.monotonic()
     store.await_turn(KEY, place, 1.8)
     waited = time.monotonic() - before
+    release.join()
 
     assert runs.has("b")
     assert waited < 1.7
