@@ -1,5 +1,6 @@
 """Celery tasks that run at most once at a time, across the whole worker fleet."""
 
+from .by_hand import HandLease, Lock, lock
 from .conflict import Conflict
 from .errors import (
     ConfigurationError,
@@ -21,16 +22,19 @@ __all__ = [
     "ConfigurationError",
     "Conflict",
     "DuplicateTaskError",
+    "HandLease",
     "Holder",
     "KeyDerivationError",
     "Lease",
     "LeaseLostError",
+    "Lock",
     "LockEvent",
     "LockHeldError",
     "SingletonError",
     "SingletonTask",
     "StoreError",
     "lease_lost",
+    "lock",
     "lock_acquired",
     "lock_refused",
     "lock_released",

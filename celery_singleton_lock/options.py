@@ -106,6 +106,35 @@ def lock_options(task_class: Any, app: Any) -> LockOptions:
     )
 
 
+def named_lock_options(app: Any, lock_name: str, count: int) -> LockOptions:
+    """The options of a lock that is no task's, and has so many arguments; checked.
+
+    Raises:
+        ConfigurationError: A setting makes no sense.
+    """
+    _check_settings(app)
+    if not isinstance(lock_name, str) or not lock_name:
+        raise ConfigurationError(
+            f"The name of a lock must be a string that is not empty, not {lock_name!r}"
+        )
+    reader = _Reader(object, app)
+    names = tuple(f"argument_{number}" for number in range(1, count + 1))
+    return LockOptions(
+        task_name=lock_name,
+        lock_name=lock_name,
+        lock_args=names,
+        lock_ttl=reader.seconds("lock_ttl") or DEFAULT_LOCK_TTL,
+        lock_at_least_for=0.0,
+        lock_on_retry="release",
+        on_lease_lost="warn",
+        on_conflict="wait",
+        wait_timeout=reader.seconds("wait_timeout"),
+        signature=inspect.Signature(
+            [inspect.Parameter(name, inspect.Parameter.POSITIONAL_ONLY) for name in names]
+        ),
+    )
+
+
 def key_prefix(app: Any, outer_prefix: str, outer_origin: str) -> str:
     """The app's key prefix, behind the ``global_keyprefix`` of the connection that is reused."""
     prefix = app.conf.get("singleton_key_prefix")
@@ -120,7 +149,10 @@ def key_prefix(app: Any, outer_prefix: str, outer_origin: str) -> str:
 
 
 class _Reader:
-    """Reads one task's options; knows where each value is from, for the error message."""
+    """Reads one task's options; knows where each value is from, for the error message.
+
+    Given ``object``, which has no options, it reads the app's settings.
+    """
 
     def __init__(self, task_class: Any, app: Any) -> None:
         self._task_class = task_class

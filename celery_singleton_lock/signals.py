@@ -29,8 +29,8 @@ class LockEvent:
         lock_key: The lock.
         fencing_token: The run's own; 0 for a run that was refused.
         holder: ``lock_refused`` only: who has the lock.
-        outcome: ``lock_refused`` only: what becomes of the run: ``"skip"``, ``"fail"`` or
-            ``"requeue"``.
+        outcome: ``lock_refused`` only: what becomes of the run: ``"skip"``, ``"fail"``,
+            ``"requeue"`` or ``"wait"``.
     """
 
     task_name: str
@@ -43,7 +43,8 @@ class LockEvent:
 
 #: A run has the lock; its body starts now.
 lock_acquired = Signal(name="lock_acquired", providing_args={"event"})
-#: A run met a held lock and does not execute.
+#: A run met a held lock and does not execute; or not yet: a run that stands in line tells it when
+#: it begins to, and again if it leaves without the lock.
 lock_refused = Signal(name="lock_refused", providing_args={"event"})
 #: A run gave its lock back.
 lock_released = Signal(name="lock_released", providing_args={"event"})

@@ -14,8 +14,9 @@ from celery.signals import task_postrun
 
 from . import runs
 from .bootstep import StoreCheck
+from .by_hand import Lock
 from .conflict import OnConflict
-from .errors import LockHeldError
+from .errors import ConfigurationError, Holder, LockHeldError
 from .lease import Lease, NestedLease, NullLease
 from .options import ATTRIBUTES, GIVEN, LockOptions, lock_options
 from .request import combined_request
@@ -119,6 +120,25 @@ class SingletonTask(Task):
         """The lease of the current run; outside a locked run a null lease whose checks pass."""
         return vars(self.request).get("singleton_lease") or runs.NO_LEASE
 
+    def lock(self, *args: Any, **kwargs: Any) -> Lock:
+        """The lock of one call, to be taken by hand: with the same arguments it is the same lock.
+
+        Raises:
+            KeyDerivationError: An argument has no lock key.
+            TypeError: The arguments do not fit the task.
+        """
+        if self._lock_options is None:
+            raise ConfigurationError(f"{self.name} is one of Celery's own tasks, without a lock")
+        return Lock(self.app, self._lock_options, *self._as_sent(args, kwargs))
+
+    def holder(self, *args: Any, **kwargs: Any) -> Holder | None:
+        """Who has the lock of one call now, or has it kept for itself; ``None`` when it is free.
+
+        Raises:
+            StoreError: The store did not answer.
+        """
+        return self.lock(*args, **kwargs).holder()
+
     def apply_async(self, args: Any = None, kwargs: Any = None, *rest: Any, **options: Any) -> Any:
         """Publish as Celery does. Costs no round trip to the store.
 
@@ -184,13 +204,16 @@ class SingletonTask(Task):
     def _check_key(self, args: Any, kwargs: Any, serializer: str | None) -> None:
         if self._lock_options is None:
             return
-        # Celery sends the models of a pydantic task as plain data, except with pickle.
-        dump = getattr(self, "_dump_pydantic_arguments", None)
-        if dump is not None and (serializer or self.serializer) != "pickle":
-            args, kwargs = dump(args, kwargs)
         # Arguments that do not fit: Celery says so itself, here or (typing=False) in the worker.
         with suppress(TypeError):
-            self._lock_options.key("", args, kwargs)
+            self._lock_options.key("", *self._as_sent(args, kwargs, serializer))
+
+    def _as_sent(self, args: Any, kwargs: Any, serializer: str | None = None) -> Any:
+        """Celery sends the models of a pydantic task as plain data, except with pickle."""
+        dump = getattr(self, "_dump_pydantic_arguments", None)
+        if dump is None or (serializer or self.serializer) == "pickle":
+            return args, kwargs
+        return dump(args, kwargs)
 
 
 @task_postrun.connect

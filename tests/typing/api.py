@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from celery_singleton_lock import Conflict, DuplicateTaskError, Holder, LockEvent, SingletonTask
+from celery import Celery
+
+from celery_singleton_lock import (
+    Conflict,
+    DuplicateTaskError,
+    Holder,
+    LockEvent,
+    SingletonTask,
+    lock,
+)
 from celery_singleton_lock.signals import lock_refused
 
 
@@ -44,3 +53,14 @@ def count(sender: SingletonTask, event: LockEvent, **kwargs: object) -> str | No
 
 
 lock_refused.connect(count)
+
+
+def by_hand(app: Celery, task: Buy) -> int | None:
+    with lock(app, "inventory", "anvil") as lease:
+        lease.check()
+    taken = task.lock("anvil", 1).acquire(wait_timeout=timedelta(seconds=1))
+    if taken is None:
+        holder: Holder | None = task.holder("anvil", 1)
+        return holder.pid if holder else None
+    taken.release()
+    return lease.fencing_token
