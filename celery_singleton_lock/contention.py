@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import replace
 from typing import Any, NoReturn
 
 from .conflict import Conflict, Fail, Outcome, Requeue, Wait, decide, policy_name, requeue_delay
@@ -101,7 +100,6 @@ class _Contender:
 
     def _meet_conflict(self, answer: Acquisition) -> None:
         """Return with the lock in hand, or end the run."""
-        Waiting.of(self._request).at_conflict().note_in(self._request)
         conflict = self._conflict(answer)
         name = policy_name(self._options.on_conflict, conflict)
         is_told = False
@@ -126,7 +124,8 @@ class _Contender:
 
     def _conflict(self, answer: Acquisition) -> Conflict:
         request = self._request
-        waiting = Waiting.of(request)
+        waiting = Waiting.of(request).at_conflict(answer.place)
+        waiting.note_in(request)
         return Conflict(
             task_name=self._task.name,
             task_id=request.id,
@@ -156,14 +155,13 @@ class _Contender:
     def _go_back(self, conflict: Conflict, outcome: Requeue, answer: Acquisition) -> None:
         """Go back to the queue with a place in line; or return with the lock, if it is free now."""
         waiting = Waiting.of(self._request)
-        place = answer.place or Place(waiting.place, waiting.passes)
-        if place.due_in is None and not conflict.is_with_itself:
-            answer = self._ask(place._replace(due_in=outcome.countdown))
+        is_noted_as_queued = answer.place is not None and answer.place.due_in is not None
+        if not is_noted_as_queued and not conflict.is_with_itself:
+            answer = self._ask(Place(waiting.place, waiting.passes, outcome.countdown))
             if answer.is_acquired:
                 return
-            place = answer.place or place
+            waiting = waiting.at_conflict(answer.place)
         message = self._tell(conflict, outcome)
-        waiting = replace(waiting, place=place.number, passes=place.passes)
         reason = LockHeldError(message, conflict.holder)
         send_back(self._task, self._locks, outcome.countdown, waiting, reason)
 

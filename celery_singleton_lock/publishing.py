@@ -6,6 +6,8 @@ import time
 from dataclasses import astuple, dataclass, fields, replace
 from typing import Any
 
+from .stores.base import Place
+
 #: Message header of a run that was put back: what :class:`Waiting` says, as a list. Dropped once
 #: the run has its lock, so that a later retry starts afresh.
 HEADER = "singleton_waiting"
@@ -58,9 +60,12 @@ class Waiting:
             return replace(self, away_since=None)
         return replace(self, since=self.since + time.time() - self.away_since, away_since=None)
 
-    def at_conflict(self) -> Waiting:
-        """The same, now that the run has met a held lock."""
-        return self if self.since is not None else replace(self, since=time.time())
+    def at_conflict(self, place: Place | None) -> Waiting:
+        """The same, now that the run has met a held lock, and perhaps stands in line for it."""
+        since = time.time() if self.since is None else self.since
+        if place is None:
+            return replace(self, since=since)
+        return replace(self, since=since, place=place.number, passes=place.passes)
 
     def note_in(self, request: Any) -> None:
         """Have the current run say so."""

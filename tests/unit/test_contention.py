@@ -1,0 +1,221 @@
+"""What a delivery that meets a held lock asks the store, and what it takes back to its queue."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+from uuid import uuid4
+
+import pytest
+from celery import Celery, states
+from celery.app.trace import build_tracer
+
+from celery_singleton_lock import SingletonTask, lock_refused
+from celery_singleton_lock.locks import AppLocks
+from celery_singleton_lock.publishing import HEADER, Waiting
+from celery_singleton_lock.stores.base import PLACE_LIVES, Claimant, Place
+
+OTHER = Claimant("other", "celery@there", 12)
+
+
+class Fate(NamedTuple):
+    """What became of a delivery.
+
+    Attributes:
+        state: As Celery stores it, or IGNORED.
+        waiting: As the message that went back to the queue tells it, if one did.
+        asked: How often the store was asked.
+        refusals: What the signal told.
+    """
+
+    state: str | None
+    waiting: Waiting | None
+    asked: int
+    refusals: list[str]
+
+
+@pytest.fixture
+def app(store):
+    app = Celery("tests", broker="memory://", backend="cache+memory://", set_as_current=False)
+    app.conf.singleton_store_url = "memory://"
+    app.conf.task_default_queue = uuid4().hex  # a broker in memory is the whole process's
+    AppLocks.of(app).store = store
+    yield app
+    app.close()
+
+
+class Booking:
+    """A task, and a lock that another run has."""
+
+    def __init__(self, app: Celery, store: Any, **options: Any) -> None:
+        self._app, self._store = app, store
+        self.task = app.task(base=SingletonTask, name="book", shared=False, **options)(book)
+        self.key = self.task._lock_options.key("singleton:", (), {})
+        store.acquire(self.key, "other", 60.0, OTHER)
+
+    def deliver(self, waiting: Waiting | None = None, **request: Any) -> Fate:
+        """Run the task as a worker does that gets a message for it."""
+        headers = {HEADER: list(vars(waiting).values())} if waiting else {}
+        request = {"id": "mine", "headers": headers, "delivery_info": {}, **request}
+        self._store.asked = 0
+        refusals = []
+
+        def note(sender, event, **_):
+            refusals.append(event.outcome)
+
+        lock_refused.connect(note)
+        info = build_tracer("book", self.task, app=self._app)("mine", (), {}, request).info
+        lock_refused.disconnect(note)
+        state = info.state if info else states.SUCCESS
+        return Fate(state, self._sent(), self._store.asked, refusals)
+
+    def _sent(self) -> Waiting | None:
+        name = self._app.conf.task_default_queue
+        with self._app.connection() as connection, connection.SimpleQueue(name) as queue:
+            if not queue.qsize():
+                return None
+            message = queue.get_nowait()
+            message.ack()
+            return Waiting(*message.headers[HEADER])
+
+    def new_one_is_let_in(self) -> bool:
+        """Whether somebody who stands nowhere gets the lock now."""
+        return self._store.acquire(self.key, "new", 60.0, OTHER).is_acquired
+
+
+def book():
+    return "booked"
+
+
+@pytest.fixture
+def new_booking(app, store):
+    return lambda **options: Booking(app, store, **options)
+
+
+@pytest.mark.parametrize("policy", ["skip", "fail"])
+def test_who_is_sent_away_asks_once_and_stands_nowhere(new_booking, store, clock, policy):
+    booking = new_booking(on_conflict=policy)
+
+    fate = booking.deliver()
+    clock.advance(0.01)
+    store.release(booking.key, "other")
+
+    assert (fate.asked, fate.refusals, fate.waiting) == (1, [policy], None)
+    assert booking.new_one_is_let_in()
+
+
+def test_who_goes_back_asks_once_and_takes_its_place_along(new_booking, store, clock):
+    booking = new_booking(on_conflict="requeue")
+
+    fate = booking.deliver()
+    clock.advance(1.0)  # it is due by now
+    store.release(booking.key, "other")
+
+    assert (fate.asked, fate.refusals) == (1, ["requeue"])
+    assert fate.waiting.place > 0
+    assert not booking.new_one_is_let_in()
+    assert booking.deliver(fate.waiting).state == states.SUCCESS
+
+
+def test_who_comes_back_stands_where_it_stood(new_booking, store, clock):
+    booking = new_booking(on_conflict="requeue")
+    first = booking.deliver()
+    clock.advance(1.0)
+
+    again = booking.deliver(first.waiting)
+
+    assert again.waiting.place == first.waiting.place
+    assert again.waiting.requeues == 2
+
+
+def test_a_retry_goes_back_with_a_place_whatever_its_policy(new_booking):
+    fate = new_booking(on_conflict="skip").deliver(retries=1)
+
+    assert (fate.asked, fate.refusals) == (1, ["requeue"])
+    assert fate.waiting.place > 0
+
+
+def test_a_callable_is_asked_once_and_its_run_takes_a_place_when_it_has_answered(new_booking):
+    conflicts = []
+
+    def decide(conflict):
+        conflicts.append(conflict)
+        return "requeue"
+
+    fate = new_booking(on_conflict=decide).deliver()
+
+    assert (fate.asked, fate.refusals) == (2, ["requeue"])
+    assert fate.waiting.place > 0
+    assert [each.holder.task_id for each in conflicts] == ["other"]
+
+
+def test_a_callable_can_have_its_run_stand_in_line(new_booking, store, monkeypatch):
+    def decide(conflict):
+        return "wait"
+
+    booking = new_booking(on_conflict=decide)
+
+    def await_turn(key, place, seconds):
+        store.release(key, "other")
+
+    monkeypatch.setattr(store, "await_turn", await_turn)
+    fate = booking.deliver()
+
+    assert (fate.state, fate.refusals) == (states.SUCCESS, ["wait"])
+
+
+def test_a_run_that_waits_goes_back_with_its_place_when_its_worker_stops(
+    app, new_booking, store, monkeypatch
+):
+    booking = new_booking(on_conflict="wait")
+
+    def await_turn(key, place, seconds):
+        AppLocks.of(app).stop_flag.set(True)
+
+    monkeypatch.setattr(store, "await_turn", await_turn)
+    before = store.acquire(booking.key, "before", 60.0, OTHER._replace(task_id="x"), Place())
+    fate = booking.deliver()
+
+    assert (fate.state, fate.refusals) == (states.IGNORED, ["wait", "requeue"])
+    assert fate.waiting.place > before.place.number
+
+
+def test_a_run_that_waits_takes_its_place_along_when_the_store_goes_away(
+    new_booking, store, clock, monkeypatch
+):
+    booking = new_booking(on_conflict="wait")
+
+    def await_turn(key, place, seconds):
+        store.is_away = True
+
+    monkeypatch.setattr(store, "await_turn", await_turn)
+    fate = booking.deliver()
+
+    assert fate.state == states.IGNORED
+    assert fate.waiting.place > 0
+    assert fate.waiting.away_since is not None
+    store.is_away = False
+    clock.advance(PLACE_LIVES)
+    store.release(booking.key, "other")
+    assert booking.deliver(fate.waiting).state == states.SUCCESS
+
+
+def test_a_run_that_is_its_own_holder_takes_no_place(new_booking, store):
+    booking = new_booking(on_conflict="requeue")
+    store.release(booking.key, "other")
+    store.acquire(booking.key, "first copy", 60.0, OTHER._replace(task_id="mine"))
+
+    fate = booking.deliver()
+
+    assert (fate.asked, fate.refusals, fate.waiting.place) == (1, ["requeue"], 0)
+
+
+def test_a_run_that_finds_the_lock_free_as_it_is_about_to_go_back_runs(
+    new_booking, store, monkeypatch
+):
+    def decide(conflict):
+        store.release(conflict.lock_key, "other")
+        return "requeue"
+
+    fate = new_booking(on_conflict=decide).deliver()
+
+    assert (fate.state, fate.waiting) == (states.SUCCESS, None)
