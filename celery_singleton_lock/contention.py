@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from .conflict import Conflict, Fail, Outcome, Requeue, Wait, decide, policy_name, requeue_delay
@@ -15,12 +16,13 @@ from .outage import ask_store, send_back
 from .publishing import Waiting
 from .results import DuplicateTaskError, Skipped, is_finished, store_skipped
 from .signals import LockEvent, lock_refused
-from .stores.base import Acquisition, Place
+from .stores.base import MOST_PASSES, Acquisition, Place
 
 logger = logging.getLogger(__name__)
 
-#: Seconds that a run waits in its slot for a holder whose body is over.
-LONGEST_LEAVE = 1.0
+#: Seconds that a run waits in its slot although its policy does not say so: for a holder whose body
+#: is over, or because it has been passed too often in its queue.
+LONGEST_STAY = 1.0
 
 _DID = {
     "skip": "skipped",
@@ -55,7 +57,8 @@ class _Contender:
         """See :func:`take`."""
         answer = self._ask(self._first_place())
         if not answer.is_acquired and self._is_leaving(answer):
-            answer = self._wait_for_release(answer)
+            leaving = answer.holder
+            answer = self._stay(answer, lambda now: now.holder.task_id != leaving.task_id)
         if not answer.is_acquired:
             self._meet_conflict(answer)
 
@@ -88,12 +91,13 @@ class _Contender:
         is_patient = self._options.on_conflict in ("requeue", "wait")
         return not is_patient and is_finished(self._task, holder.task_id)
 
-    def _wait_for_release(self, answer: Acquisition) -> Acquisition:
-        """Stand in line until the lock is ours or somebody else's, a second at most."""
-        leaving = answer.holder.task_id
-        give_up_at = time.monotonic() + LONGEST_LEAVE
-        left = LONGEST_LEAVE
-        while not answer.is_acquired and answer.holder.task_id == leaving and left > 0:
+    def _stay(
+        self, answer: Acquisition, is_pointless: Callable[[Acquisition], bool]
+    ) -> Acquisition:
+        """Stand in line in the slot, a second at most, or until the lock is ours."""
+        give_up_at = time.monotonic() + LONGEST_STAY
+        left = LONGEST_STAY
+        while not answer.is_acquired and not is_pointless(answer) and left > 0:
             answer = self._wait(left)
             left = give_up_at - time.monotonic()
         return answer
@@ -107,7 +111,7 @@ class _Contender:
             outcome = decide(name, conflict)
             if not isinstance(outcome, Wait):
                 break
-            if self._locks.is_stopping() and not self._request.is_eager:
+            if self._is_stopping():
                 outcome = Requeue(self._delay)
                 break
             if not is_told:
@@ -117,10 +121,20 @@ class _Contender:
             if answer.is_acquired:
                 return
             conflict = self._conflict(answer)
-        if isinstance(outcome, Requeue):
-            self._go_back(conflict, outcome, answer)
-        else:
+        if not isinstance(outcome, Requeue):
             self._end(conflict, outcome)
+        if answer.place is not None and answer.place.passes >= MOST_PASSES:
+            # The lock goes from hand to hand: to be awake for a moment is likely to be enough.
+            answer = self._stay(answer, self._is_pointless)
+        if not answer.is_acquired:
+            self._go_back(self._conflict(answer), outcome, answer)
+
+    def _is_pointless(self, answer: Acquisition) -> bool:
+        """Whether the lock cannot come soon, or its run had better go."""
+        return answer.is_holder_queued or self._is_stopping()
+
+    def _is_stopping(self) -> bool:
+        return self._locks.is_stopping() and not self._request.is_eager
 
     def _conflict(self, answer: Acquisition) -> Conflict:
         request = self._request

@@ -81,22 +81,26 @@ class Acquisition(NamedTuple):
     is_holder_queued: bool = False
 
 
-#: Seconds that a place lives without a sign of its owner: after its last question if it is awake,
-#: or else after it was due.
+#: Seconds that the place of one who is awake lives after its last question.
 PLACE_LIVES = 2.0
+#: Seconds that the place of one who is in its queue lives after it was due.
+DUE_FOR = 1.0
 #: Seconds that a lock which was handed to a place waits for its owner to take it.
 HANDED_OVER_FOR = 2.0
-#: So often somebody may be let in before a place that is not due yet; then the lock waits for it.
+#: So often one who is in its queue may be passed; then the lock waits for it.
 MOST_PASSES = 3
 
 
 class LockStore(ABC):
     """Where locks live, and who stands in line for them.
 
-    A lock that becomes free goes to the first place in its line whose owner is awake, is due, or
-    has been passed :data:`MOST_PASSES` times. To one that is awake it is handed at the release:
-    it is its owner's for :data:`HANDED_OVER_FOR` seconds, and with the next ``acquire`` for the
-    ttl. For one in its queue it stays free, and others are refused until it comes or lapses.
+    A lock that becomes free is handed to the first in its line who is awake: for
+    :data:`HANDED_OVER_FOR` seconds, and with that one's next ``acquire`` for the ttl.
+
+    Those who are in their queue cannot be handed anything, and are passed meanwhile; but when the
+    first of them has been passed :data:`MOST_PASSES` times, the lock stays free for such as have
+    been, until one of them comes or the first one's place lapses. One who is new also gives way
+    to the first of them if that one is due, hence on its way.
 
     Errors: every method raises :class:`~celery_singleton_lock.errors.StoreError` when the store
     did not answer; what was asked may or may not have happened then.

@@ -5,6 +5,7 @@ It excludes the threads and greenlets of one process from each other, and nobody
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from threading import Condition
 
 from ..errors import Holder
 from .base import (
+    DUE_FOR,
     HANDED_OVER_FOR,
     MOST_PASSES,
     PLACE_LIVES,
@@ -53,7 +55,7 @@ class _StandingPlace:
     is_awake: bool
     due_at: float
     lapses_at: float
-    passes: int
+    served: int  # by then
 
     @property
     def holder(self) -> Holder:
@@ -75,6 +77,8 @@ class MemoryStore(LockStore):
         self._locks: dict[str, _HeldLock] = {}
         #: Lock key → number → place.
         self._lines: dict[str, dict[int, _StandingPlace]] = {}
+        #: Lock key → how often somebody was let in before one who was in its queue.
+        self._served: dict[str, int] = {}
         self._last_fencing_token = 0
         self._epoch = 1
         self._mutex = Condition()
@@ -100,12 +104,11 @@ class MemoryStore(LockStore):
             number = place.number if place else 0
             held = self._living(key)
             if held is None:
-                ahead, late = self._next_in_line(key, number)
+                ahead, is_passing = self._next_in_line(key, place)
                 if ahead is None:
-                    _note_passes(late)
+                    self._count_served(key, is_passing)
                 elif ahead.is_awake:
-                    self._hand_over(key, ahead, late)
-                    held = self._locks[key]
+                    held = self._hand_over(key, ahead, is_passing)
                 else:
                     standing = self._stand(key, ahead.holder, owner_token, claimant, place)
                     look_in = ahead.lapses_at - now
@@ -158,9 +161,9 @@ class MemoryStore(LockStore):
                 held.owner_token, held.expires_at = _NOBODY, now + keep
             else:
                 del self._locks[key]
-                ahead, late = self._next_in_line(key)
+                ahead, is_passing = self._next_in_line(key)
                 if ahead and ahead.is_awake:
-                    self._hand_over(key, ahead, late)
+                    self._hand_over(key, ahead, is_passing)
             return True
 
     def hold(self, key: str, owner_token: str, seconds: float) -> bool:
@@ -191,6 +194,7 @@ class MemoryStore(LockStore):
         with self._mutex:
             self._locks.clear()
             self._lines.clear()
+            self._served.clear()
             self._last_fencing_token = 0
             self._epoch += 1
 
@@ -207,34 +211,51 @@ class MemoryStore(LockStore):
         return "memory://"
 
     def _next_in_line(
-        self, key: str, asker: int = 0
-    ) -> tuple[_StandingPlace | None, list[_StandingPlace]]:
-        """For whom a free lock is; ``None``: for nobody, or the asker, who has this number.
+        self, key: str, asker: Place | None = None
+    ) -> tuple[_StandingPlace | None, bool]:
+        """For whom a free lock is; ``None``: for the asker, or for nobody.
 
-        And the places before it whose owners are not back in time.
+        And whether that one passes somebody who is in its queue.
         """
         now = self._clock()
         line = self._lines.get(key, {})
-        late: list[_StandingPlace] = []
-        for number in sorted(line):
-            if asker and number >= asker:
-                break
-            ahead = line[number]
-            if ahead.lapses_at <= now:
-                del line[number]
-            elif ahead.due_at > now and ahead.passes < MOST_PASSES:
-                late.append(ahead)
-            else:
-                return ahead, late
-        return None, late
+        for number in [number for number, each in line.items() if each.lapses_at <= now]:
+            del line[number]
+        in_order = [line[number] for number in sorted(line)]
+        ahead = next((each for each in in_order if each.is_awake), None)
+        first, served_then = math.inf, None
+        if ahead:
+            first, served_then = ahead.number, ahead.served
+        if asker and asker.number and asker.number <= first:
+            ahead, first, served_then = None, asker.number, self._served_at(key, asker)
+        absent = next((each for each in in_order if not each.is_awake), None)
+        if absent is None or absent.number > first:
+            return ahead, False
+        served = self._served.get(key, 0)
+        is_due = first == math.inf and absent.due_at <= now
+        has_been_passed = served - absent.served >= MOST_PASSES and (
+            served_then is None or served - served_then < MOST_PASSES
+        )
+        if is_due or has_been_passed:
+            return absent, False
+        return ahead, absent.number < first
 
-    def _hand_over(self, key: str, ahead: _StandingPlace, late: list[_StandingPlace]) -> None:
+    def _served_at(self, key: str, place: Place) -> int:
+        standing = self._lines.get(key, {}).get(place.number)
+        return standing.served if standing else self._served.get(key, 0) - place.passes
+
+    def _count_served(self, key: str, is_passing: bool) -> None:
+        self._served[key] = self._served.get(key, 0) + is_passing
+
+    def _hand_over(self, key: str, ahead: _StandingPlace, is_passing: bool) -> _HeldLock:
         now = self._clock()
         holder = Holder(*ahead.claimant, since=now, fencing_token=0)
-        self._locks[key] = _HeldLock(_NOBODY, now + HANDED_OVER_FOR, holder, heir=ahead.owner_token)
+        expires_at = now + HANDED_OVER_FOR
+        held = self._locks[key] = _HeldLock(_NOBODY, expires_at, holder, heir=ahead.owner_token)
         del self._lines[key][ahead.number]
-        _note_passes(late)
+        self._count_served(key, is_passing)
         self._mutex.notify_all()
+        return held
 
     def _stand(
         self,
@@ -251,18 +272,18 @@ class MemoryStore(LockStore):
         number = place.number or int(now * 1_000_000)
         while not place.number and number in line:
             number += 1
-        passes = line[number].passes if number in line else place.passes
-        due_at = now + (place.due_in or 0.0)
-        line[number] = _StandingPlace(
+        is_awake = place.due_in is None
+        due_at = now if place.due_in is None else now + place.due_in
+        line[number] = standing = _StandingPlace(
             number,
             owner_token,
             claimant,
-            is_awake=place.due_in is None,
-            due_at=due_at,
-            lapses_at=due_at + PLACE_LIVES,
-            passes=passes,
+            is_awake,
+            due_at,
+            lapses_at=due_at + (PLACE_LIVES if is_awake else DUE_FOR),
+            served=self._served_at(key, place._replace(number=number)),
         )
-        return place._replace(number=number, passes=passes)
+        return place._replace(number=number, passes=self._served.get(key, 0) - standing.served)
 
     def _renew(self, claim: Claim) -> bool:
         with self._mutex:
@@ -281,8 +302,3 @@ class MemoryStore(LockStore):
             del self._locks[key]
             return None
         return held
-
-
-def _note_passes(late: Sequence[_StandingPlace]) -> None:
-    for each in late:
-        each.passes += 1

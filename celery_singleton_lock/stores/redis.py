@@ -12,10 +12,12 @@ key                                   type   content                   lives
                                              token, hold_ms; heir:     is to be kept; handed
                                              the owner token that it   over and not confirmed:
                                              was handed over to        2 s
-``singleton:{23}:line:1:shop.buy:…``  zset   the numbers of those      10 s from the last one
-                                             who stand in line         who joined or asked again
-``….:line:….:1763700000000000``       string one place, as JSON        until it lapses
-``….:line:….:1763700000000000:wake``  list   wakes its owner           2 s, or until then
+``singleton:{23}:line:1:shop.buy:…``  zset   who stands in line:       10 s from the last one
+                                             awake                     who joined or asked again
+``…:line:…:queue``                    zset   in their queue            likewise
+``…:line:…:served``                   string a counter: see line.lua   10 s from its last change
+``…:line:…:1763700000000000``         string one place, as JSON        until it lapses
+``…:line:…:1763700000000000:wake``    list   wakes its owner           2 s, or until it has
 ``singleton:{23}:fencing``            hash   the bucket: its last      for ever: there are 64
                                              fencing token; epoch,
                                              when it began
@@ -44,6 +46,7 @@ from redis.retry import Retry
 
 from ..errors import Holder, StoreError
 from .base import (
+    DUE_FOR,
     HANDED_OVER_FOR,
     MOST_PASSES,
     PLACE_LIVES,
@@ -287,8 +290,10 @@ def _line(key: str) -> str:
 def _place_args(place: Place | None) -> tuple[Any, ...]:
     if place is None:
         return "", 0, 0, 0
-    due_in_ms = 0 if place.due_in is None else _ms(place.due_in)
-    return place.number, place.passes, due_in_ms, due_in_ms + _ms(PLACE_LIVES)
+    if place.due_in is None:
+        return place.number, place.passes, 0, _ms(PLACE_LIVES)
+    due_in_ms = _ms(place.due_in)
+    return place.number, place.passes, due_in_ms, due_in_ms + _ms(DUE_FOR)
 
 
 def _holder(fields: Sequence[Any]) -> Holder:

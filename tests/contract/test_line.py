@@ -217,10 +217,10 @@ def test_a_run_that_is_due_is_given_way(runs, let_time_pass):
     runs.releases("a")
 
     assert runs.holder() is None
-    refused = runs.asks("c")
+    assert not runs.new_one_has("c")
+    refused = runs.asks("d")
     assert not refused.is_acquired
     assert refused.holder.task_id == "task-b"
-    assert not runs.new_one_has("d")
     assert runs.has("b2", task_id="task-b", place=runs.places["b"])
 
 
@@ -274,6 +274,36 @@ def test_who_waits_behind_a_run_that_is_not_due_is_handed_the_lock_and_that_coun
 
     assert runs.holder() == "c"
     assert runs.asks("b", due_in=5.0).place == place._replace(passes=1)
+
+
+def test_runs_that_have_been_passed_in_their_queue_do_not_wait_for_one_another(runs):
+    runs.asks("a")
+    runs.asks("b", due_in=5.0)
+    runs.asks("c", due_in=5.0)
+    for number in range(MOST_PASSES):
+        runs.releases("a" if number == 0 else f"d{number - 1}")
+        assert runs.new_one_has(f"d{number}")
+    runs.asks("e")  # awake, and new
+
+    runs.releases(f"d{MOST_PASSES - 1}")
+
+    assert runs.holder() is None
+    assert not runs.has("e")
+    assert runs.has("c")
+
+
+def test_who_has_been_passed_is_handed_the_lock_while_it_is_awake(runs):
+    runs.asks("a")
+    runs.asks("b", due_in=5.0)
+    runs.asks("c", due_in=5.0)
+    for number in range(MOST_PASSES):
+        runs.releases("a" if number == 0 else f"d{number - 1}")
+        assert runs.new_one_has(f"d{number}")
+    runs.asks("c")
+
+    runs.releases(f"d{MOST_PASSES - 1}")
+
+    assert runs.holder() == "c"
 
 
 def test_those_who_came_before_a_late_run_do_not_pass_it(runs):

@@ -27,31 +27,35 @@ if own_number == 0 then
   own_number = nil
 end
 
+local function own_served()
+  local packed = redis.call("GET", KEYS[3] .. ":" .. ARGV[6])
+  return packed and cjson.decode(packed).served or served_so_far(KEYS[3]) - ARGV[7]
+end
+
 local function stand_in_line(now_us)
-  local number, passes = ARGV[6], tonumber(ARGV[7])
-  if own_number then
-    local packed = redis.call("GET", KEYS[3] .. ":" .. number)
-    passes = packed and cjson.decode(packed).passes or passes
-    redis.call("ZADD", KEYS[3], number, number)
-  else
-    local last = now_us
-    number = string.format("%.0f", last)
-    while redis.call("ZADD", KEYS[3], "NX", number, number) == 0 do
-      last = last + 1
-      number = string.format("%.0f", last)
-    end
-  end
-  local due_ms = tonumber(ARGV[8])
+  local due_ms, members = tonumber(ARGV[8]), KEYS[3]
   if due_ms > 0 then
-    due_ms = math.ceil(now_us / 1000) + due_ms
+    due_ms, members = math.ceil(now_us / 1000) + due_ms, KEYS[3] .. ":queue"
   end
+  local served = served_so_far(KEYS[3])
   local place = {
     owner_token = ARGV[1], task_id = ARGV[3], worker = ARGV[4], pid = ARGV[5],
-    due_ms = due_ms, passes = passes,
+    due_ms = due_ms, served = served,
   }
-  redis.call("SET", KEYS[3] .. ":" .. number, cjson.encode(place), "PX", ARGV[9])
-  redis.call("PEXPIRE", KEYS[3], LINE_LIVES_MS)
-  return number, passes
+  local number = own_number or now_us
+  if own_number then
+    place.served = own_served()
+    leave_line(KEYS[3], ARGV[6])
+  end
+  while not redis.call("SET", KEYS[3] .. ":" .. string.format("%.0f", number),
+      cjson.encode(place), "NX", "PX", ARGV[9]) do
+    number = number + 1  -- the clock has stepped back
+  end
+  number = string.format("%.0f", number)
+  redis.call("ZADD", members, number, number)
+  redis.call("PEXPIRE", members, LINE_LIVES_MS)
+  redis.call("PEXPIRE", KEYS[3] .. ":served", LINE_LIVES_MS)
+  return number, served - place.served
 end
 
 local function refuse(holder, free_in_ms, is_kept_for_retry)
@@ -82,18 +86,20 @@ local bucket_token, epoch = unpack(redis.call("HMGET", KEYS[2], "fencing_token",
 if owner_token ~= ARGV[1] then
   local now_us = now_in_us()
   if not owner_token then
-    local number, place, late = next_in_line(KEYS[3], own_number)
+    local number, place, is_passing =
+      next_in_line(KEYS[3], own_number, own_number and own_served())
     if place then
       local free_in_ms = HANDED_OVER_MS
       if place.due_ms == 0 then
-        hand_over(KEYS[1], KEYS[3], number, place)
-        note_passes(KEYS[3], late)
+        hand_over(KEYS[1], KEYS[3], number, place, is_passing)
       else
         free_in_ms = redis.call("PTTL", KEYS[3] .. ":" .. number)
       end
       return refuse({place.task_id, place.worker, place.pid, number, "0"}, free_in_ms, false)
     end
-    note_passes(KEYS[3], late)
+    if is_passing then
+      count_served(KEYS[3])
+    end
   end
   if own_number then
     leave_line(KEYS[3], ARGV[6])

@@ -1,9 +1,11 @@
 -- A lock's line, for the scripts that begin with this one.
 --
--- <line>                sorted set: the numbers of its places, by number
+-- <line>                sorted set: the numbers of those who are awake, by number
+-- <line>:queue          sorted set: of those who are in their queue, likewise
+-- <line>:served         string: how often somebody was let in before one who was in its queue
 -- <line>:<number>       string: a place, in JSON: owner_token, task_id, worker, pid; due_ms: when
---                       its owner asks by itself, 0 if it is awake; passes: how often somebody
---                       behind it was let in. Expires when the place lapses
+--                       its owner asks by itself, 0 if it is awake; served: as above, when it came.
+--                       Expires when the place lapses
 -- <line>:<number>:wake  list: gets an item when the lock is handed to the place
 --
 -- MOST_PASSES, HANDED_OVER_MS, LINE_LIVES_MS  see stores/base.py and stores/redis.py
@@ -13,51 +15,75 @@ local function now_in_us()
   return time[1] * 1000000 + time[2]
 end
 
--- For whom a free lock is: the number and the place, or nil if it is for the asker (whose number
--- is nil if it stands nowhere). And the places before it whose owners are not back in time.
-local function next_in_line(line, asker)
-  local late, now_ms = {}, nil
+local function served_so_far(line)
+  return tonumber(redis.call("GET", line .. ":served") or 0)
+end
+
+local function first_alive(line, members)
   while true do
-    local number = redis.call("ZRANGE", line, #late, #late)[1]
-    if not number or (asker and tonumber(number) >= asker) then
-      return nil, nil, late
-    end
-    local packed = redis.call("GET", line .. ":" .. number)
+    local number = redis.call("ZRANGE", members, 0, 0)[1]
+    local packed = number and redis.call("GET", line .. ":" .. number)
     if packed then
-      local place = cjson.decode(packed)
-      now_ms = now_ms or now_in_us() / 1000
-      if place.due_ms <= now_ms or place.passes >= MOST_PASSES then
-        return number, place, late
-      end
-      late[#late + 1] = {number, place}
-    else
-      redis.call("ZREM", line, number)
+      return number, cjson.decode(packed)
+    elseif not number then
+      return nil, nil
     end
+    redis.call("ZREM", members, number)
   end
 end
 
-local function note_passes(line, late)
-  for _, each in ipairs(late) do
-    local number, place = unpack(each)
-    place.passes = place.passes + 1
-    redis.call("SET", line .. ":" .. number, cjson.encode(place), "KEEPTTL")
+-- For whom a free lock is: the number and the place, or nil if it is for the asker or for nobody.
+-- And whether it passes somebody who is in the queue. own_number and own_served are the asker's,
+-- nil if it stands nowhere.
+--
+-- The first who is awake has it, or the asker. But the first who is in its queue goes before one
+-- who came later if it is due (and the other one new), or has been passed often enough (and the
+-- other one has not): the lock is left for it.
+local function next_in_line(line, own_number, own_served)
+  local number, place = first_alive(line, line)
+  local first, served_then = tonumber(number), place and place.served
+  if own_number and not (first and first < own_number) then
+    number, place, first, served_then = nil, nil, own_number, own_served
   end
+  first = first or math.huge
+  local queued, absent = first_alive(line, line .. ":queue")
+  if not queued or tonumber(queued) > first then
+    return number, place, false
+  end
+  local served = served_so_far(line)
+  local is_due = first == math.huge and absent.due_ms <= now_in_us() / 1000
+  local has_been_passed = served - absent.served >= MOST_PASSES
+    and not (served_then and served - served_then >= MOST_PASSES)
+  if is_due or has_been_passed then
+    return queued, absent, false
+  end
+  return number, place, tonumber(queued) < first
+end
+
+local function count_served(line)
+  redis.call("INCR", line .. ":served")
+  redis.call("PEXPIRE", line .. ":served", LINE_LIVES_MS)
 end
 
 local function leave_line(line, number)
   redis.call("ZREM", line, number)
+  redis.call("ZREM", line .. ":queue", number)
   redis.call("DEL", line .. ":" .. number)
 end
 
 -- The lock is the place's from here on, for a moment: whoever wakes up there confirms it.
-local function hand_over(lock, line, number, place)
+local function hand_over(lock, line, number, place, is_passing)
   redis.call("HSET", lock,
     "owner_token", "", "heir", place.owner_token,
     "task_id", place.task_id, "worker", place.worker, "pid", place.pid,
     "since_us", string.format("%.0f", now_in_us()), "fencing_token", 0, "hold_ms", 0)
   redis.call("PEXPIRE", lock, HANDED_OVER_MS)
-  leave_line(line, number)
+  redis.call("ZREM", line, number)
+  redis.call("DEL", line .. ":" .. number)
   local wake = line .. ":" .. number .. ":wake"
   redis.call("LPUSH", wake, 1)
   redis.call("PEXPIRE", wake, HANDED_OVER_MS)
+  if is_passing then
+    count_served(line)
+  end
 end
