@@ -72,10 +72,10 @@ class _Contender:
         """Where to stand in line, as far as that is clear before the lock was asked for."""
         policy, waiting = self._options.on_conflict, Waiting.of(self._request)
         if policy == "wait":
-            return Place(waiting.place, waiting.passes)
+            return Place(waiting.place, waiting.served)
         is_to_go_back = policy == "requeue" or waiting.is_promised(self._request)
         if is_to_go_back and not self._request.is_eager:
-            return Place(waiting.place, waiting.passes, self._delay)
+            return Place(waiting.place, waiting.served, self._delay)
         return None
 
     def _is_leaving(self, answer: Acquisition) -> bool:
@@ -123,7 +123,7 @@ class _Contender:
             conflict = self._conflict(answer)
         if not isinstance(outcome, Requeue):
             self._end(conflict, outcome)
-        if answer.place is not None and answer.place.passes >= MOST_PASSES:
+        if answer.seen >= MOST_PASSES:
             # The lock goes from hand to hand: to be awake for a moment is likely to be enough.
             answer = self._stay(answer, self._is_pointless)
         if not answer.is_acquired:
@@ -171,7 +171,7 @@ class _Contender:
         waiting = Waiting.of(self._request)
         is_noted_as_queued = answer.place is not None and answer.place.due_in is not None
         if not is_noted_as_queued and not conflict.is_with_itself:
-            answer = self._ask(Place(waiting.place, waiting.passes, outcome.countdown))
+            answer = self._ask(Place(waiting.place, waiting.served, outcome.countdown))
             if answer.is_acquired:
                 return
             waiting = waiting.at_conflict(answer.place)

@@ -28,7 +28,7 @@ class Waiting:
             that was put back, whether it did so before. The broker itself forgets that.
         away_since: Since when the store is away, likewise; ``None`` while it answers.
         place: The number of its place in line; 0 if it has none.
-        passes: How often that place has been passed.
+        served: The line's count of those who were let in, as of when it first stood there.
     """
 
     since: float | None = None
@@ -36,7 +36,7 @@ class Waiting:
     is_redelivered: bool = False
     away_since: float | None = None
     place: int = 0
-    passes: int = 0
+    served: int = 0
 
     @classmethod
     def of(cls, request: Any) -> Waiting:
@@ -65,7 +65,7 @@ class Waiting:
         since = time.time() if self.since is None else self.since
         if place is None:
             return replace(self, since=since)
-        return replace(self, since=since, place=place.number, passes=place.passes)
+        return replace(self, since=since, place=place.number, served=place.served)
 
     def note_in(self, request: Any) -> None:
         """Have the current run say so."""

@@ -49,13 +49,13 @@ class Place(NamedTuple):
 
     Attributes:
         number: Its place; earlier ones come first. 0: a new one, at the end.
-        passes: How often somebody behind it has been let in before it.
+        served: The line's count of those who were let in, as of when it first stood there.
         due_in: Seconds until it asks again by itself, from its queue; ``None``: it is awake, and
             waits to be handed the lock.
     """
 
     number: int = 0
-    passes: int = 0
+    served: int = 0
     due_in: float | None = None
 
 
@@ -69,6 +69,7 @@ class Acquisition(NamedTuple):
         epoch: If it was acquired: which life of the store's data the lock belongs to. Another
             one now means that the store has lost data since; see :meth:`LockStore.restore`.
         place: If it was not: where the asker stands in line now, if it asked for a place.
+        seen: If it stands there: how many were let in since, while somebody was in its queue.
         look_in: If it was not: seconds after which it may be free although nobody is woken.
         is_holder_queued: Whether the holder is in its queue: the lock is kept for its retry.
     """
@@ -77,6 +78,7 @@ class Acquisition(NamedTuple):
     holder: Holder
     epoch: str = ""
     place: Place | None = None
+    seen: int = 0
     look_in: float = 0.0
     is_holder_queued: bool = False
 
@@ -87,7 +89,7 @@ PLACE_LIVES = 2.0
 DUE_FOR = 1.0
 #: Seconds that a lock which was handed to a place waits for its owner to take it.
 HANDED_OVER_FOR = 2.0
-#: So often one who is in its queue may be passed; then the lock waits for it.
+#: So often somebody may be let in before one who is in its queue; then the lock waits for it.
 MOST_PASSES = 3
 
 
@@ -98,9 +100,9 @@ class LockStore(ABC):
     :data:`HANDED_OVER_FOR` seconds, and with that one's next ``acquire`` for the ttl.
 
     Those who are in their queue cannot be handed anything, and are passed meanwhile; but when the
-    first of them has been passed :data:`MOST_PASSES` times, the lock stays free for such as have
-    been, until one of them comes or the first one's place lapses. One who is new also gives way
-    to the first of them if that one is due, hence on its way.
+    first of them has seen :data:`MOST_PASSES` others let in, the lock stays free for such as have,
+    until one of them comes or the first one's place lapses. One who is new also gives way to the
+    first of them if that one is due, hence on its way.
 
     Errors: every method raises :class:`~celery_singleton_lock.errors.StoreError` when the store
     did not answer; what was asked may or may not have happened then.

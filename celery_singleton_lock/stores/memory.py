@@ -77,7 +77,7 @@ class MemoryStore(LockStore):
         self._locks: dict[str, _HeldLock] = {}
         #: Lock key → number → place.
         self._lines: dict[str, dict[int, _StandingPlace]] = {}
-        #: Lock key → how often somebody was let in before one who was in its queue.
+        #: Lock key → how often somebody was let in while somebody was in its queue.
         self._served: dict[str, int] = {}
         self._last_fencing_token = 0
         self._epoch = 1
@@ -104,15 +104,15 @@ class MemoryStore(LockStore):
             number = place.number if place else 0
             held = self._living(key)
             if held is None:
-                ahead, is_passing = self._next_in_line(key, place)
+                ahead, is_anybody_queued = self._next_in_line(key, place)
                 if ahead is None:
-                    self._count_served(key, is_passing)
+                    self._count_served(key, is_anybody_queued)
                 elif ahead.is_awake:
-                    held = self._hand_over(key, ahead, is_passing)
+                    held = self._hand_over(key, ahead, is_anybody_queued)
                 else:
-                    standing = self._stand(key, ahead.holder, owner_token, claimant, place)
                     look_in = ahead.lapses_at - now
-                    return Acquisition(False, ahead.holder, place=standing, look_in=look_in)
+                    answer = Acquisition(False, ahead.holder, look_in=look_in)
+                    return self._stand(key, answer, owner_token, claimant, place)
             if held is None or held.is_for(owner_token, claimant.task_id):
                 self._lines.get(key, {}).pop(number, None)
                 self._last_fencing_token = max(self._last_fencing_token + 1, int(now * 1_000_000))
@@ -122,13 +122,13 @@ class MemoryStore(LockStore):
             if held.owner_token == owner_token:
                 held.expires_at = now + ttl
                 return Acquisition(True, held.holder, str(self._epoch))
-            return Acquisition(
+            answer = Acquisition(
                 False,
                 held.holder,
-                place=self._stand(key, held.holder, owner_token, claimant, place),
                 look_in=held.expires_at - now,
                 is_holder_queued=held.is_kept and held.hold > 0,
             )
+            return self._stand(key, answer, owner_token, claimant, place)
 
     def await_turn(self, key: str, place: Place, seconds: float) -> None:
         """See :meth:`LockStore.await_turn`."""
@@ -161,9 +161,9 @@ class MemoryStore(LockStore):
                 held.owner_token, held.expires_at = _NOBODY, now + keep
             else:
                 del self._locks[key]
-                ahead, is_passing = self._next_in_line(key)
+                ahead, is_anybody_queued = self._next_in_line(key)
                 if ahead and ahead.is_awake:
-                    self._hand_over(key, ahead, is_passing)
+                    self._hand_over(key, ahead, is_anybody_queued)
             return True
 
     def hold(self, key: str, owner_token: str, seconds: float) -> bool:
@@ -215,7 +215,7 @@ class MemoryStore(LockStore):
     ) -> tuple[_StandingPlace | None, bool]:
         """For whom a free lock is; ``None``: for the asker, or for nobody.
 
-        And whether that one passes somebody who is in its queue.
+        And whether anybody is in its queue.
         """
         now = self._clock()
         line = self._lines.get(key, {})
@@ -230,43 +230,46 @@ class MemoryStore(LockStore):
             ahead, first, served_then = None, asker.number, self._served_at(key, asker)
         absent = next((each for each in in_order if not each.is_awake), None)
         if absent is None or absent.number > first:
-            return ahead, False
+            return ahead, absent is not None
         served = self._served.get(key, 0)
         is_due = first == math.inf and absent.due_at <= now
-        has_been_passed = served - absent.served >= MOST_PASSES and (
+        has_seen_enough = served - absent.served >= MOST_PASSES and (
             served_then is None or served - served_then < MOST_PASSES
         )
-        if is_due or has_been_passed:
-            return absent, False
-        return ahead, absent.number < first
+        if is_due or has_seen_enough:
+            return absent, True
+        return ahead, True
 
     def _served_at(self, key: str, place: Place) -> int:
-        standing = self._lines.get(key, {}).get(place.number)
-        return standing.served if standing else self._served.get(key, 0) - place.passes
+        served = self._served.get(key, 0)
+        if not place.number:
+            return served
+        return place.served if place.served <= served else 0  # the count has begun anew
 
-    def _count_served(self, key: str, is_passing: bool) -> None:
-        self._served[key] = self._served.get(key, 0) + is_passing
+    def _count_served(self, key: str, is_anybody_queued: bool) -> None:
+        self._served[key] = self._served.get(key, 0) + is_anybody_queued
 
-    def _hand_over(self, key: str, ahead: _StandingPlace, is_passing: bool) -> _HeldLock:
+    def _hand_over(self, key: str, ahead: _StandingPlace, is_anybody_queued: bool) -> _HeldLock:
         now = self._clock()
         holder = Holder(*ahead.claimant, since=now, fencing_token=0)
         expires_at = now + HANDED_OVER_FOR
         held = self._locks[key] = _HeldLock(_NOBODY, expires_at, holder, heir=ahead.owner_token)
         del self._lines[key][ahead.number]
-        self._count_served(key, is_passing)
+        self._count_served(key, is_anybody_queued)
         self._mutex.notify_all()
         return held
 
     def _stand(
         self,
         key: str,
-        holder: Holder,
+        answer: Acquisition,
         owner_token: str,
         claimant: Claimant,
         place: Place | None,
-    ) -> Place | None:
-        if place is None or holder.task_id == claimant.task_id != "":
-            return None
+    ) -> Acquisition:
+        """The answer to one who was refused, with its place in line."""
+        if place is None or answer.holder.task_id == claimant.task_id != "":
+            return answer
         now = self._clock()
         line = self._lines.setdefault(key, {})
         number = place.number or int(now * 1_000_000)
@@ -274,16 +277,15 @@ class MemoryStore(LockStore):
             number += 1
         is_awake = place.due_in is None
         due_at = now if place.due_in is None else now + place.due_in
-        line[number] = standing = _StandingPlace(
-            number,
-            owner_token,
-            claimant,
-            is_awake,
-            due_at,
-            lapses_at=due_at + (PLACE_LIVES if is_awake else DUE_FOR),
-            served=self._served_at(key, place._replace(number=number)),
+        served = self._served_at(key, place)
+        lapses_at = due_at + (PLACE_LIVES if is_awake else DUE_FOR)
+        line[number] = _StandingPlace(
+            number, owner_token, claimant, is_awake, due_at, lapses_at, served
         )
-        return place._replace(number=number, passes=self._served.get(key, 0) - standing.served)
+        return answer._replace(
+            place=place._replace(number=number, served=served),
+            seen=self._served.get(key, 0) - served,
+        )
 
     def _renew(self, claim: Claim) -> bool:
         with self._mutex:

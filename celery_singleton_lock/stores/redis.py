@@ -154,11 +154,12 @@ class RedisStore(LockStore):
         holder = _holder(answer[:5])
         if is_acquired:
             return Acquisition(True, holder, epoch=answer[5])
-        number, passes, look_in_ms, is_holder_queued = (int(each) for each in answer[5:])
+        number, served, seen, look_in_ms, is_holder_queued = (int(each) for each in answer[5:])
         return Acquisition(
             False,
             holder,
-            place=place._replace(number=number, passes=passes) if place and number else None,
+            place=place._replace(number=number, served=served) if place and number else None,
+            seen=seen,
             look_in=max(0, look_in_ms) / 1000,
             is_holder_queued=bool(is_holder_queued),
         )
@@ -291,9 +292,9 @@ def _place_args(place: Place | None) -> tuple[Any, ...]:
     if place is None:
         return "", 0, 0, 0
     if place.due_in is None:
-        return place.number, place.passes, 0, _ms(PLACE_LIVES)
+        return place.number, place.served, 0, _ms(PLACE_LIVES)
     due_in_ms = _ms(place.due_in)
-    return place.number, place.passes, due_in_ms, due_in_ms + _ms(DUE_FOR)
+    return place.number, place.served, due_in_ms, due_in_ms + _ms(DUE_FOR)
 
 
 def _holder(fields: Sequence[Any]) -> Holder:

@@ -8,6 +8,7 @@ import time
 import pytest
 
 from celery_singleton_lock.stores.base import (
+    DUE_FOR,
     HANDED_OVER_FOR,
     MOST_PASSES,
     PLACE_LIVES,
@@ -248,32 +249,32 @@ def test_a_run_that_is_not_due_is_passed_a_few_times_and_then_waited_for(runs):
     assert runs.has("b")
 
 
-def test_a_run_takes_its_passes_along_when_it_is_passed_in_its_queue(runs, let_time_pass):
+def test_a_run_that_comes_too_late_knows_how_many_have_passed_it(runs, let_time_pass):
     runs.asks("a")
-    runs.asks("b", due_in=1.0)
+    place = runs.asks("b", due_in=0.1).place
+    runs.asks("other", due_in=5.0)
+    let_time_pass(0.1 + DUE_FOR + AFTER)
     for number in range(MOST_PASSES):
         runs.releases("a" if number == 0 else f"c{number - 1}")
         assert runs.new_one_has(f"c{number}")
-    again = runs.asks("b", due_in=0.1).place
-    assert again.passes == MOST_PASSES
-    let_time_pass(PLACE_LIVES + 0.1 + AFTER)
 
-    # Given that its place has lapsed, and that it asks again
-    assert runs.asks("b", place=again, due_in=5.0).place == again._replace(due_in=5.0)
+    again = runs.asks("b", due_in=5.0)
+
+    assert again.place == place._replace(due_in=5.0)
+    assert again.seen == MOST_PASSES
     runs.releases(f"c{MOST_PASSES - 1}")
-
     assert not runs.new_one_has("late")
 
 
 def test_who_waits_behind_a_run_that_is_not_due_is_handed_the_lock_and_that_counts(runs):
     runs.asks("a")
-    place = runs.asks("b", due_in=5.0).place
+    assert runs.asks("b", due_in=5.0).seen == 0
     runs.asks("c")
 
     runs.releases("a")
 
     assert runs.holder() == "c"
-    assert runs.asks("b", due_in=5.0).place == place._replace(passes=1)
+    assert runs.asks("b", due_in=5.0).seen == 1
 
 
 def test_runs_that_have_been_passed_in_their_queue_do_not_wait_for_one_another(runs):
@@ -306,15 +307,18 @@ def test_who_has_been_passed_is_handed_the_lock_while_it_is_awake(runs):
     assert runs.holder() == "c"
 
 
-def test_those_who_came_before_a_late_run_do_not_pass_it(runs):
+def test_those_who_came_before_are_let_in_before_however_many_they_are(runs):
     runs.asks("a")
-    runs.asks("b")
-    place = runs.asks("c", due_in=5.0).place
+    before = [f"b{number}" for number in range(MOST_PASSES + 2)]
+    for letter in before:
+        runs.asks(letter)
+    runs.asks("c", due_in=5.0)
 
     runs.releases("a")
 
-    assert runs.has("b")
-    assert runs.asks("c", due_in=5.0).place == place
+    for letter in before:
+        assert runs.has(letter)
+        runs.releases(letter)
 
 
 def test_a_run_keeps_its_place_when_it_goes_to_its_queue_and_when_it_is_back(runs, let_time_pass):

@@ -14,22 +14,25 @@
 -- ARGV[4]  worker of the claimant
 -- ARGV[5]  pid of the claimant
 -- ARGV[6]  number of its place in line, 0 for a new one, or "" for none
--- ARGV[7]  how often that place has been passed
+-- ARGV[7]  the line's count of those who were let in, as of when it first stood there
 -- ARGV[8]  ms until its owner asks again by itself, or 0 if it waits to be handed the lock
 -- ARGV[9]  ms that the place lives
 -- Returns  {1, task id, worker, pid, since in µs, fencing token, the bucket's epoch} of the
 --          claimant if acquired, else
 --          {0, task id, worker, pid, since in µs, fencing token} of the holder, and then the number
---          of the claimant's place or 0, its passes, ms until the lock may be free, and 1 if it is
---          kept for a retry
+--          of the claimant's place or 0, the line's count as of when it first stood there, how many
+--          were let in since, ms until the lock may be free, and 1 if it is kept for a retry
 local own_number = tonumber(ARGV[6])
 if own_number == 0 then
   own_number = nil
 end
 
 local function own_served()
-  local packed = redis.call("GET", KEYS[3] .. ":" .. ARGV[6])
-  return packed and cjson.decode(packed).served or served_so_far(KEYS[3]) - ARGV[7]
+  local served = tonumber(ARGV[7])
+  if served > served_so_far(KEYS[3]) then
+    return 0  -- the count has begun anew
+  end
+  return served
 end
 
 local function stand_in_line(now_us)
@@ -55,18 +58,18 @@ local function stand_in_line(now_us)
   redis.call("ZADD", members, number, number)
   redis.call("PEXPIRE", members, LINE_LIVES_MS)
   redis.call("PEXPIRE", KEYS[3] .. ":served", LINE_LIVES_MS)
-  return number, served - place.served
+  return number, place.served, served - place.served
 end
 
 local function refuse(holder, free_in_ms, is_kept_for_retry)
-  local number, passes = 0, 0
+  local number, served, seen = 0, 0, 0
   local is_with_itself = holder[1] == ARGV[3] and ARGV[3] ~= ""
   if ARGV[6] ~= "" and not is_with_itself then
-    number, passes = stand_in_line(now_in_us())
+    number, served, seen = stand_in_line(now_in_us())
   end
   local task_id, worker, pid, since_us, fencing_token = unpack(holder)
   return {0, task_id, worker, pid, since_us, fencing_token,
-    number, passes, free_in_ms, is_kept_for_retry and 1 or 0}
+    number, served, seen, free_in_ms, is_kept_for_retry and 1 or 0}
 end
 
 local owner_token, heir, task_id, worker, pid, since_us, fencing_token, hold_ms = unpack(
@@ -86,18 +89,18 @@ local bucket_token, epoch = unpack(redis.call("HMGET", KEYS[2], "fencing_token",
 if owner_token ~= ARGV[1] then
   local now_us = now_in_us()
   if not owner_token then
-    local number, place, is_passing =
+    local number, place, is_anybody_queued =
       next_in_line(KEYS[3], own_number, own_number and own_served())
     if place then
       local free_in_ms = HANDED_OVER_MS
       if place.due_ms == 0 then
-        hand_over(KEYS[1], KEYS[3], number, place, is_passing)
+        hand_over(KEYS[1], KEYS[3], number, place, is_anybody_queued)
       else
         free_in_ms = redis.call("PTTL", KEYS[3] .. ":" .. number)
       end
       return refuse({place.task_id, place.worker, place.pid, number, "0"}, free_in_ms, false)
     end
-    if is_passing then
+    if is_anybody_queued then
       count_served(KEYS[3])
     end
   end

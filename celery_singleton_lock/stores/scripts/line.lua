@@ -2,7 +2,7 @@
 --
 -- <line>                sorted set: the numbers of those who are awake, by number
 -- <line>:queue          sorted set: of those who are in their queue, likewise
--- <line>:served         string: how often somebody was let in before one who was in its queue
+-- <line>:served         string: how often somebody was let in while somebody was in its queue
 -- <line>:<number>       string: a place, in JSON: owner_token, task_id, worker, pid; due_ms: when
 --                       its owner asks by itself, 0 if it is awake; served: as above, when it came.
 --                       Expires when the place lapses
@@ -33,12 +33,12 @@ local function first_alive(line, members)
 end
 
 -- For whom a free lock is: the number and the place, or nil if it is for the asker or for nobody.
--- And whether it passes somebody who is in the queue. own_number and own_served are the asker's,
--- nil if it stands nowhere.
+-- And whether anybody is in its queue. own_number and own_served are the asker's, nil if it
+-- stands nowhere.
 --
 -- The first who is awake has it, or the asker. But the first who is in its queue goes before one
--- who came later if it is due (and the other one new), or has been passed often enough (and the
--- other one has not): the lock is left for it.
+-- who came later if it is due (and the other one new), or has seen enough others go first (and
+-- the other one has not): the lock is left for it.
 local function next_in_line(line, own_number, own_served)
   local number, place = first_alive(line, line)
   local first, served_then = tonumber(number), place and place.served
@@ -48,16 +48,16 @@ local function next_in_line(line, own_number, own_served)
   first = first or math.huge
   local queued, absent = first_alive(line, line .. ":queue")
   if not queued or tonumber(queued) > first then
-    return number, place, false
+    return number, place, queued ~= nil
   end
   local served = served_so_far(line)
   local is_due = first == math.huge and absent.due_ms <= now_in_us() / 1000
-  local has_been_passed = served - absent.served >= MOST_PASSES
+  local has_seen_enough = served - absent.served >= MOST_PASSES
     and not (served_then and served - served_then >= MOST_PASSES)
-  if is_due or has_been_passed then
-    return queued, absent, false
+  if is_due or has_seen_enough then
+    return queued, absent, true
   end
-  return number, place, tonumber(queued) < first
+  return number, place, true
 end
 
 local function count_served(line)
@@ -72,7 +72,7 @@ local function leave_line(line, number)
 end
 
 -- The lock is the place's from here on, for a moment: whoever wakes up there confirms it.
-local function hand_over(lock, line, number, place, is_passing)
+local function hand_over(lock, line, number, place, is_anybody_queued)
   redis.call("HSET", lock,
     "owner_token", "", "heir", place.owner_token,
     "task_id", place.task_id, "worker", place.worker, "pid", place.pid,
@@ -83,7 +83,7 @@ local function hand_over(lock, line, number, place, is_passing)
   local wake = line .. ":" .. number .. ":wake"
   redis.call("LPUSH", wake, 1)
   redis.call("PEXPIRE", wake, HANDED_OVER_MS)
-  if is_passing then
+  if is_anybody_queued then
     count_served(line)
   end
 end

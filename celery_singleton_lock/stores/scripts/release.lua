@@ -29,9 +29,9 @@ if keep_ms > 0 then
   redis.call("HSET", KEYS[1], "owner_token", "")
   return redis.call("PEXPIRE", KEYS[1], string.format("%.0f", keep_ms))
 end
-local number, place, is_passing = next_in_line(KEYS[2])
+local number, place, is_anybody_queued = next_in_line(KEYS[2])
 if not place or place.due_ms > 0 then
   return redis.call("DEL", KEYS[1])
 end
-hand_over(KEYS[1], KEYS[2], number, place, is_passing)
+hand_over(KEYS[1], KEYS[2], number, place, is_anybody_queued)
 return 1
