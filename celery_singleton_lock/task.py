@@ -102,6 +102,7 @@ class SingletonTask(Task):
         super().on_bound(app)
         if cls.__module__.partition(".")[0] == "celery":
             return  # chord_unlock and the like, where this class is the app's task_cls
+        _warn_of_a_task_cls_that_is_replaced(cls, app)
         options = lock_options(cls, app)
         if GIVEN not in vars(cls):
             setattr(cls, GIVEN, {name: vars(cls).get(name) for name in ATTRIBUTES})
@@ -242,6 +243,21 @@ def _calls_the_next_one(override: Any, hook: str) -> bool:
         return True  # inherited, or not to be told
     names = {*code.co_names, *code.co_freevars}
     return bool(names & {"super", "__class__", hook})
+
+
+def _warn_of_a_task_cls_that_is_replaced(task_class: Any, app: Any) -> None:
+    """Celery does not tell that ``base=`` takes the place of the app's own task class."""
+    theirs = app.Task.__base__  # Celery derives from it for each app
+    if issubclass(task_class, theirs) or theirs.__module__.partition(".")[0] == "celery":
+        return  # of Celery's own, only delay_on_commit can be missed, and that is an error
+    # Not the task's name: Python shows each text once, and an app may have many tasks.
+    ours = task_class.__base__ if "_decorated" in vars(task_class) else task_class
+    warnings.warn(
+        f"Tasks of class {ours.__qualname__} do nothing of what the app's task_cls "
+        f"{theirs.__qualname__} does: base= replaces it. To have both, write "
+        f"class Both({ours.__name__}, {theirs.__name__}) and use that",
+        stacklevel=2,
+    )
 
 
 def _unbound(value: Any) -> Any:
