@@ -6,6 +6,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, ClassVar
 
@@ -79,8 +80,8 @@ class SingletonTask(Task):
 
     Request: str | type = "celery_singleton_lock.request:SingletonRequest"
 
-    #: Strictly private: the options as checked; ``None`` for Celery's own tasks.
-    _lock_options: ClassVar[LockOptions | None] = None
+    #: Strictly private: the options of the class as checked; ``None`` for Celery's own tasks.
+    _checked_options: ClassVar[LockOptions | None] = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -101,12 +102,16 @@ class SingletonTask(Task):
         """Celery's hook: the task belongs to ``app`` now. Checks the options."""
         super().on_bound(app)
         if cls.__module__.partition(".")[0] == "celery":
-            return  # chord_unlock and the like, where this class is the app's task_cls
+            # chord_unlock and the like, where this class is the app's task_cls, and maybe bound
+            cls._checked_options = None
+            return
         _warn_of_a_task_cls_that_is_replaced(cls, app)
         options = lock_options(cls, app)
+        if cls.name is None:  # app.register_task names the instance alone, and this way
+            options = _named(options, app.gen_task_name(cls.__name__, cls.__module__))
         if GIVEN not in vars(cls):
             setattr(cls, GIVEN, {name: vars(cls).get(name) for name in ATTRIBUTES})
-        cls._lock_options = options
+        cls._checked_options = options
         cls.lock_name, cls.lock_ttl = options.lock_name, options.lock_ttl
         cls.lock_at_least_for, cls.lock_on_retry = options.lock_at_least_for, options.lock_on_retry
         cls.on_lease_lost, cls.wait_timeout = options.on_lease_lost, options.wait_timeout
@@ -115,6 +120,14 @@ class SingletonTask(Task):
         throws = cls.throws if isinstance(cls.throws, (tuple, list)) else (cls.throws,)
         cls.throws = (*(each for each in throws if each is not LockHeldError), LockHeldError)
         app.steps["worker"].add(StoreCheck)
+
+    @property
+    def _lock_options(self) -> LockOptions | None:
+        """The options of this task: an instance can have a name that its class has not."""
+        options = self._checked_options
+        if options is None or options.task_name == self.name:
+            return options
+        return _named(options, self.name)
 
     @property
     def lease(self) -> Lease | NestedLease | NullLease:
@@ -230,6 +243,11 @@ def _release_after_any_ending(task: Any, **_: Any) -> None:
     """
     if isinstance(task, SingletonTask):
         runs.end(task)
+
+
+def _named(options: LockOptions, name: str) -> LockOptions:
+    is_default = options.lock_name == options.task_name
+    return replace(options, task_name=name, lock_name=name if is_default else options.lock_name)
 
 
 def _in_front_of_ours(task_class: type) -> tuple[type, ...]:
