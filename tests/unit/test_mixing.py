@@ -512,16 +512,20 @@ def test_a_body_has_the_same_key_and_a_lease_whether_it_is_bound_or_not(app):
     assert second.delay(1).get() > 0
 
 
-def test_shared_tasks_take_the_task_class_and_the_options_they_say(app):
-    @shared_task(base=SingletonTask, bind=True, name="shop.mixed", lock_ttl=9)
-    def mixed(self):
+def test_a_shared_task_locks_in_each_app_as_that_app_says(shared_tasks_of_this_test):
+    @shared_task(base=SingletonTask, bind=True, name="shop.shared", on_conflict="fail")
+    def shared(self):
         return self.lease.fencing_token
 
-    app.finalize()
+    one, other = new_app(), new_app()
+    other.conf.singleton_lock_ttl = 9
 
-    task = app.tasks["shop.mixed"]
-    assert task.lock_ttl == 9.0
-    assert task.delay().get() > 0
+    one_task, other_task = (each.tasks["shop.shared"] for each in (one, other))
+    assert (one_task.lock_ttl, other_task.lock_ttl) == (30.0, 9.0)
+    assert one_task.delay().get() > 0
+    held_by_another(other_task)
+    with pytest.raises(LockHeldError):
+        other_task.delay().get()
 
 
 # Direct calls ---------------------------------------------------------------------------------
