@@ -106,22 +106,36 @@ def test_a_direct_call_has_its_flask_context_and_takes_no_lock(app):
     assert task("anvil") == ("shop", 0)
 
 
-def test_what_is_asked_about_the_lock_is_asked_outside_the_flask_context(app):
-    class FlaskSingletonTask(SingletonTask, FlaskTask):
-        pass
+def test_only_the_body_is_in_the_flask_context(app):
+    told = {}
 
-    told = []
+    def tell(place):
+        told[place] = bool(current_app)
+
+    class FlaskSingletonTask(SingletonTask, FlaskTask):
+        def before_start(self, *args):
+            tell("hook")
+            super().before_start(*args)
 
     def sku_alone(sku):
-        told.append(bool(current_app))
+        tell("lock_args")
         return sku
 
-    task = new_task(
-        app, context_and_token, base=FlaskSingletonTask, lock_args=sku_alone, on_conflict="skip"
-    )
+    def skip(conflict):
+        tell("on_conflict")
+        return "skip"
 
-    assert task.delay("anvil").get()[0] == "shop"
-    assert set(told) == {False}
+    def body(self, sku):
+        tell("body")
+
+    options = {"lock_args": sku_alone, "on_conflict": skip}
+    task = new_task(app, body, base=FlaskSingletonTask, **options)
+    task.delay("anvil").get()
+    held_by_another(task, "anvil")
+    with pytest.raises(DuplicateTaskError):
+        task.delay("anvil").get()
+
+    assert told == {"hook": False, "lock_args": False, "on_conflict": False, "body": True}
 
 
 # base= and the app's task_cls -----------------------------------------------------------------
@@ -333,7 +347,7 @@ def order_task(app):
 
 
 def test_a_pydantic_task_gets_its_model_and_has_the_lock_of_the_data(order_task):
-    data = Order(sku="anvil").model_dump()
+    data = Order(sku="anvil").model_dump(mode="json")
 
     assert order_task.delay(data).get() == "anvil"
     held_by_another(order_task, data)
@@ -345,7 +359,7 @@ def test_a_pydantic_task_gets_its_model_and_has_the_lock_of_the_data(order_task)
 @pytest.mark.skipif(celery.VERSION < (5, 7), reason="Celery sends models from 5.7 on")
 def test_a_model_and_its_data_are_one_call(order_task):
     assert order_task.delay(Order(sku="anvil")).get() == "anvil"
-    held_by_another(order_task, Order(sku="anvil").model_dump())
+    held_by_another(order_task, Order(sku="anvil").model_dump(mode="json"))
     with pytest.raises(DuplicateTaskError):
         order_task.delay(Order(sku="anvil")).get()
 
@@ -427,13 +441,17 @@ def test_an_annotation_may_be_a_callable_as_the_option_may(app):
 
 
 class NotingTask(Task):
-    """Notes in which of its hooks the run has its lock."""
+    """Notes in which of its methods the run has its lock."""
 
     noted = None  # a list, in its subclasses
 
     def before_start(self, *args):
         self._note("before_start")
         super().before_start(*args)
+
+    def __call__(self, *args, **kwargs):
+        self._note("__call__")
+        return super().__call__(*args, **kwargs)
 
     def on_success(self, *args):
         self._note("on_success")
@@ -453,7 +471,9 @@ class NotingTask(Task):
 
 @pytest.mark.parametrize("is_ours_first", [True, False])
 @pytest.mark.parametrize(("outcome", "hook"), [("return", "on_success"), ("raise", "on_failure")])
-def test_the_hooks_of_other_bases_are_called_once_in_both_orders(app, is_ours_first, outcome, hook):
+def test_the_methods_of_other_bases_are_called_once_in_both_orders(
+    app, is_ours_first, outcome, hook
+):
     bases = (SingletonTask, NotingTask) if is_ours_first else (NotingTask, SingletonTask)
     noting = type("Both", bases, {"noted": []})
 
@@ -463,7 +483,12 @@ def test_the_hooks_of_other_bases_are_called_once_in_both_orders(app, is_ours_fi
 
     new_task(app, body, base=noting).delay()
 
-    assert noting.noted == ["before_start", f"{hook} with lock", "after_return with lock"]
+    assert noting.noted == [
+        "before_start",
+        "__call__ with lock",
+        f"{hook} with lock",
+        "after_return with lock",
+    ]
 
 
 def test_autoretry_for_leaves_a_run_alone_that_was_refused(app):
@@ -546,3 +571,17 @@ def test_neither_a_call_nor_its_run_takes_the_lock(app, how):
     held_by_another(task, "anvil")
 
     assert (task("anvil") if how == "call" else task.run("anvil")) == (None, 0)
+
+
+def test_a_call_in_the_body_of_the_same_task_is_a_part_of_that_run(app):
+    def body(self, sku, is_nested=False):
+        token = self.lease.fencing_token
+        return [token] if is_nested else [token, *self("hammer", is_nested=True)]
+
+    task = new_task(app, body, base=SingletonTask)
+    held_by_another(task, "hammer", True)
+
+    tokens = task.delay("anvil").get()
+
+    assert len(tokens) == 2
+    assert len(set(tokens)) == 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 import celery
 import pytest
 from celery import Celery, chord
-from celery.canvas import xmap
+from celery.canvas import chunks, xmap, xstarmap
 
 from celery_singleton_lock import DuplicateTaskError, LockHeldError
 from timeline import overlaps
@@ -138,17 +138,22 @@ def test_runs_that_celery_retries_by_itself_overlap_with_no_other(send, history,
         assert [each.retries for each in runs if each.task_id == result.id] == [0, 1, 2]
 
 
-def test_a_call_in_another_body_and_a_map_take_no_lock(app, worker, call, send, history, label):
+def test_calls_that_no_worker_sees_take_no_lock(app, worker, call, send, history, label):
     # Given a lock that keeps runs of the task away
     send("bound", label)
     history.wait_for_starts(label)
     with pytest.raises(DuplicateTaskError):
         send("tell_token", label).get(timeout=10)
 
-    # Then calls that no worker sees are not kept away
+    # Then a call in another body is not kept away, nor are those that Celery's own tasks make
     assert send("call_directly", label).get(timeout=10) == 0
-    mapped = xmap(call("tell_token"), [label], app=app).apply_async(queue=worker.worker_queue)
-    assert mapped.get(timeout=10) == [0]
+    task = call("tell_token")
+    for calls, answer in [
+        (xmap(task, [label], app=app), [0]),
+        (xstarmap(task, [(label,)], app=app), [0]),
+        (chunks(task, [(label,)], 1, app=app), [[0]]),
+    ]:
+        assert calls.apply_async(queue=worker.worker_queue).get(timeout=10) == answer
 
 
 @pytest.fixture(params=["redis", "file"])
