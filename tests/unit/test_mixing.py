@@ -565,6 +565,16 @@ def test_apply_runs_a_body_here_and_takes_its_lock(app):
         task.apply(("anvil",)).get()
 
 
+def test_a_direct_call_may_have_its_lock_taken_by_hand(app):
+    task = new_task(app, context_and_token, base=SingletonTask)
+
+    with task.lock("anvil") as lease:
+        assert task.holder("anvil").fencing_token == lease.fencing_token
+        assert task("anvil") == (None, 0)
+
+    assert task.holder("anvil") is None
+
+
 @pytest.mark.parametrize("how", ["call", "run"])
 def test_neither_a_call_nor_its_run_takes_the_lock(app, how):
     task = new_task(app, context_and_token, base=SingletonTask)
