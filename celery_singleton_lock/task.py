@@ -6,6 +6,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, ClassVar
 
@@ -79,8 +80,8 @@ class SingletonTask(Task):
 
     Request: str | type = "celery_singleton_lock.request:SingletonRequest"
 
-    #: Strictly private: the options as checked; ``None`` for Celery's own tasks.
-    _lock_options: ClassVar[LockOptions | None] = None
+    #: Strictly private: the options of the class as checked; ``None`` for Celery's own tasks.
+    _checked_options: ClassVar[LockOptions | None] = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -101,11 +102,16 @@ class SingletonTask(Task):
         """Celery's hook: the task belongs to ``app`` now. Checks the options."""
         super().on_bound(app)
         if cls.__module__.partition(".")[0] == "celery":
-            return  # chord_unlock and the like, where this class is the app's task_cls
+            # chord_unlock and the like, where this class is the app's task_cls, and maybe bound
+            cls._checked_options = None
+            return
+        _warn_of_a_task_cls_that_is_replaced(cls, app)
         options = lock_options(cls, app)
+        if cls.name is None:  # app.register_task names the instance alone, and this way
+            options = _named(options, app.gen_task_name(cls.__name__, cls.__module__))
         if GIVEN not in vars(cls):
             setattr(cls, GIVEN, {name: vars(cls).get(name) for name in ATTRIBUTES})
-        cls._lock_options = options
+        cls._checked_options = options
         cls.lock_name, cls.lock_ttl = options.lock_name, options.lock_ttl
         cls.lock_at_least_for, cls.lock_on_retry = options.lock_at_least_for, options.lock_on_retry
         cls.on_lease_lost, cls.wait_timeout = options.on_lease_lost, options.wait_timeout
@@ -116,9 +122,22 @@ class SingletonTask(Task):
         app.steps["worker"].add(StoreCheck)
 
     @property
+    def _lock_options(self) -> LockOptions | None:
+        """The options of this task: an instance can have a name that its class has not."""
+        options = self._checked_options
+        if options is None or options.task_name == self.name:
+            return options
+        return _named(options, self.name)
+
+    @property
     def lease(self) -> Lease | NestedLease | NullLease:
         """The lease of the current run; outside a locked run a null lease whose checks pass."""
-        return vars(self.request).get("singleton_lease") or runs.NO_LEASE
+        # Celery 5.4's own ``__call__`` hides the run's request behind one that knows nothing.
+        for request in reversed(self.request_stack.stack):
+            lease = vars(request).get("singleton_lease")
+            if lease is not None:
+                return lease  # type: ignore[no-any-return]
+        return runs.NO_LEASE
 
     def lock(self, *args: Any, **kwargs: Any) -> Lock:
         """The lock of one call, to be taken by hand: with the same arguments it is the same lock.
@@ -226,6 +245,11 @@ def _release_after_any_ending(task: Any, **_: Any) -> None:
         runs.end(task)
 
 
+def _named(options: LockOptions, name: str) -> LockOptions:
+    is_default = options.lock_name == options.task_name
+    return replace(options, task_name=name, lock_name=name if is_default else options.lock_name)
+
+
 def _in_front_of_ours(task_class: type) -> tuple[type, ...]:
     """The classes whose hooks run before those of :class:`SingletonTask`."""
     return task_class.__mro__[: task_class.__mro__.index(SingletonTask)]
@@ -237,6 +261,21 @@ def _calls_the_next_one(override: Any, hook: str) -> bool:
         return True  # inherited, or not to be told
     names = {*code.co_names, *code.co_freevars}
     return bool(names & {"super", "__class__", hook})
+
+
+def _warn_of_a_task_cls_that_is_replaced(task_class: Any, app: Any) -> None:
+    """Celery does not tell that ``base=`` takes the place of the app's own task class."""
+    theirs = app.Task.__base__  # Celery derives from it for each app
+    if issubclass(task_class, theirs) or theirs.__module__.partition(".")[0] == "celery":
+        return  # of Celery's own, only delay_on_commit can be missed, and that is an error
+    # Not the task's name: Python shows each text once, and an app may have many tasks.
+    ours = task_class.__base__ if "_decorated" in vars(task_class) else task_class
+    warnings.warn(
+        f"Tasks of class {ours.__qualname__} do nothing of what the app's task_cls "
+        f"{theirs.__qualname__} does: base= replaces it. To have both, write "
+        f"class Both({ours.__name__}, {theirs.__name__}) and use that",
+        stacklevel=2,
+    )
 
 
 def _unbound(value: Any) -> Any:

@@ -118,7 +118,7 @@ class LocalRedis(LocalProcess, RedisContainer):
 
 
 class LocalWorker(LocalProcess, CeleryWorkerContainer):
-    """A Celery worker on the app of ``worker_app``, with a queue of its own.
+    """A Celery worker on one of the tests' apps, with a queue of its own.
 
     Args:
         folder: Where it runs and keeps its log.
@@ -126,6 +126,7 @@ class LocalWorker(LocalProcess, CeleryWorkerContainer):
         name: The first part of its node name.
         pool: As ``--pool``.
         concurrency: As ``--concurrency``.
+        app_module: As ``--app``.
     """
 
     def __init__(
@@ -135,8 +136,10 @@ class LocalWorker(LocalProcess, CeleryWorkerContainer):
         name: str = "worker",
         pool: str = "prefork",
         concurrency: int = 2,
+        app_module: str = worker_app.__name__,
     ) -> None:
         super().__init__(name)
+        self._app_module = app_module
         self._folder = folder
         self._log = folder / "log"
         self._pool = pool
@@ -158,7 +161,7 @@ class LocalWorker(LocalProcess, CeleryWorkerContainer):
     def command(self, *args: str, **_: Any) -> list[str]:
         """How it is started. What is left out talks to other workers and only delays the start."""
         return [
-            *("celery", "-A", worker_app.__name__, "worker", f"--loglevel={self.log_level()}"),
+            *("celery", "-A", self._app_module, "worker", f"--loglevel={self.log_level()}"),
             *(f"--hostname={self.name}@{self.id[:12]}", f"--queues={self.worker_queue()}"),
             *(f"--pool={self._pool}", f"--concurrency={self._concurrency}", "--task-events"),
             *("--without-mingle", "--without-gossip", "--without-heartbeat"),

@@ -14,6 +14,7 @@ from celery_singleton_lock import (
     SingletonTask,
     lock,
 )
+from celery_singleton_lock.django import DjangoSingletonTask
 from celery_singleton_lock.signals import lock_refused
 
 
@@ -42,6 +43,17 @@ class ByCallable(SingletonTask):
 
     lock_args = staticmethod(lambda sku: sku)
     on_conflict = staticmethod(policy)
+
+
+class OnCommit(DjangoSingletonTask):
+    """So are those of a Django project."""
+
+    lock_args = "sku"
+
+
+def publish(task: OnCommit) -> None:
+    task.delay_on_commit("anvil")
+    task.apply_async_on_commit(("anvil",), countdown=1)
 
 
 def handle(error: DuplicateTaskError) -> str | None:

@@ -2,14 +2,37 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from pathlib import Path
+
+import pytest
 
 from endings_page import page
 
 ROOT = Path(__file__).parents[2]
+PYTHON = re.compile("```python\n(.*?)```", re.DOTALL)
+
+
+def examples(name):
+    """The Python of each section of a page: title → text."""
+    sections = (ROOT / "docs" / name).read_text("utf-8").split("\n## ")
+    found = {each.partition("\n")[0]: "".join(PYTHON.findall(each)) for each in sections}
+    return {title: text for title, text in found.items() if text}
+
+
+MIXING = examples("mixing.md")
 
 
 def test_the_page_of_endings_is_the_table_that_the_tests_go_by():
     written = (ROOT / "docs" / "endings.md").read_text("utf-8")
 
     assert written == page(), "python tests/support/endings_page.py > docs/endings.md"
+
+
+@pytest.mark.parametrize("section", MIXING)
+def test_the_examples_on_mixing_make_tasks_of_an_app_without_a_warning(section):
+    example = MIXING[section] + "\nfrom celery import current_app\ncurrent_app.finalize()"
+
+    subprocess.run([sys.executable, "-W", "error", "-c", example], check=True)

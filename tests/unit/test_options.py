@@ -113,7 +113,7 @@ def test_a_class_based_task_has_its_options_as_attributes(app):
     assert task._lock_options.key("", (1, "a"), {}) == task._lock_options.key("", (2, "a"), {})
 
 
-def test_shared_tasks_are_bound_to_each_app(app):
+def test_shared_tasks_are_bound_to_each_app(shared_tasks_of_this_test, app):
     @shared_task(base=SingletonTask, name="shop.shared")
     def shared():
         """A task of no app in particular."""
@@ -123,12 +123,51 @@ def test_shared_tasks_are_bound_to_each_app(app):
     assert app.tasks["shop.shared"].lock_name == "shop.shared"
 
 
-def test_celerys_own_tasks_take_no_lock_where_ours_is_the_apps_task_class():
+def test_a_class_based_task_without_a_name_has_the_one_that_celery_gives_it(app):
+    class One(SingletonTask):
+        def run(self, sku):
+            """The body."""
+
+    class Other(SingletonTask):
+        def run(self, sku):
+            """Another one, with the same argument."""
+
+    one, other = app.register_task(One()), app.register_task(Other())
+
+    assert one.lock_name == one.name == f"{__name__}.One"
+    assert other.lock_name == other.name
+    assert one._lock_options.key("", ("a",), {}) != other._lock_options.key("", ("a",), {})
+
+
+def test_tasks_of_one_class_that_name_themselves_have_locks_of_their_own(app):
+    class Fetch(SingletonTask):
+        def __init__(self, name):
+            self.name = name
+
+        def run(self, sku):
+            """The body."""
+
+    class FetchInTurn(Fetch):
+        lock_name = "fetch"
+
+    def keys(task_class, *names):
+        tasks = [app.register_task(task_class(name)) for name in names]
+        return {task._lock_options.key("", ("a",), {}) for task in tasks}
+
+    assert len(keys(Fetch, "shop.one", "shop.other")) == 2
+    assert len(keys(FetchInTurn, "shop.third", "shop.fourth")) == 1
+
+
+@pytest.mark.parametrize("is_bound_itself", [False, True])
+def test_celerys_own_tasks_take_no_lock_where_ours_is_the_apps_task_class(is_bound_itself):
     app = Celery("all", set_as_current=False, task_cls=SingletonTask, broker="memory://")
+    if is_bound_itself:
+        assert app.Task.app is app  # to ask is enough
     app.finalize()
 
     assert isinstance(app.tasks["celery.chord_unlock"], SingletonTask)
-    assert app.tasks["celery.chord_unlock"]._lock_options is None
+    for name in (each for each in app.tasks if each.startswith("celery.")):
+        assert app.tasks[name]._lock_options is None, name
 
 
 # Who leaves arguments out must say what becomes of duplicates ---------------------------------

@@ -185,14 +185,18 @@ def launch(
     launched = []
 
     def launch(
-        name: str = "worker", pool: str = "prefork", concurrency: int = 2, **changed: Any
+        name: str = "worker",
+        pool: str = "prefork",
+        concurrency: int = 2,
+        app_module: str = worker_app.__name__,
+        **changed: Any,
     ) -> CeleryTestWorker:
         library = LIBRARIES.get(pool)
         if library and not find_spec(library):
             missing(f"The {pool} pool needs {library}, which is not installed")
         own = {key: value for key, value in {**settings, **changed}.items() if value is not None}
         folder = tmp_path_factory.mktemp(name)
-        container = default_worker_container_cls(folder, own, name, pool, concurrency)
+        container = default_worker_container_cls(folder, own, name, pool, concurrency, app_module)
         launched.append(CeleryTestWorker(container, app))
         return launched[-1]
 
