@@ -22,7 +22,8 @@ def examples(name):
     return {title: text for title, text in found.items() if text}
 
 
-MIXING = examples("mixing.md")
+PAGES = {name: examples(name) for name in ("mixing.md", "waiting.md")}
+SECTIONS = [(name, section) for name, sections in PAGES.items() for section in sections]
 
 
 def test_the_page_of_endings_is_the_table_that_the_tests_go_by():
@@ -31,8 +32,8 @@ def test_the_page_of_endings_is_the_table_that_the_tests_go_by():
     assert written == page(), "python tests/support/endings_page.py > docs/endings.md"
 
 
-@pytest.mark.parametrize("section", MIXING)
-def test_the_examples_on_mixing_make_tasks_of_an_app_without_a_warning(section):
-    example = MIXING[section] + "\nfrom celery import current_app\ncurrent_app.finalize()"
+@pytest.mark.parametrize(("name", "section"), SECTIONS)
+def test_the_examples_of_a_page_run_and_make_tasks_of_an_app_without_a_warning(name, section):
+    example = PAGES[name][section] + "\nfrom celery import current_app\ncurrent_app.finalize()"
 
     subprocess.run([sys.executable, "-W", "error", "-c", example], check=True)
