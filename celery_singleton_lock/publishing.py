@@ -79,15 +79,20 @@ class Waiting:
 def put_back(task: Any, countdown: float, waiting: Waiting) -> None:
     """Send the current run to its queue again, due after ``countdown`` seconds.
 
-    Its id, arguments, callbacks, canvas, expiry and retries stay as they are. The caller still
+    Its id, parent, arguments, callbacks, canvas, expiry and retries stay. The caller still
     has to end this delivery with ``Ignore``. Not ``Reject(requeue=True)``: with early
     acknowledgement that loses the message, and on RabbitMQ it starves the queue.
     """
     mark = replace(waiting, requeues=waiting.requeues + 1)
     headers = {**(task.request.headers or {}), HEADER: list(astuple(mark))}
-    task.signature_from_request(countdown=countdown, headers=headers).apply_async(
-        add_to_parent=False
-    )
+    signature = task.signature_from_request(countdown=countdown, headers=headers)
+    request, was_called_directly = task.request, task.request.called_directly
+    # Or Celery would take a run that has no parent for its own.
+    request.called_directly = True
+    try:
+        signature.apply_async(add_to_parent=False)
+    finally:
+        request.called_directly = was_called_directly
 
 
 def forget_waiting(request: Any) -> None:

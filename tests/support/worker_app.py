@@ -27,7 +27,7 @@ from history import KEPT_FOR, History, Run
 #: Settings for a worker, as JSON. Celery's own, this package's, and ``history_url``.
 ENVIRONMENT_VARIABLE = "WORKER_APP_SETTINGS"
 #: What all lock keys of these tasks match, and nobody else's.
-LOCK_KEYS = "singleton:*:1:worker_app.*"
+LOCK_KEYS = "singleton:{*}:1:worker_app.*"
 #: Seconds after which a body goes on although nobody opened its gate: its test has failed.
 LONGEST_HOLD = 25.0
 
@@ -180,6 +180,19 @@ def retry_in_place_soon(self, label):
         if self.request.retries == 0:
             raise self.retry(None, None, None, True, None, 1)
         return label
+
+
+@by_label(on_conflict="requeue")
+def describe(self, label):
+    """What the message said of the run."""
+    names = (
+        "id root_id parent_id group group_index chord chain callbacks errbacks expires timelimit "
+        "retries reply_to correlation_id origin shadow stamps stamped_headers ignore_result "
+        "replaced_task_nesting argsrepr kwargsrepr"
+    )
+    told = {name: getattr(self.request, name, None) for name in names.split()}
+    delivery = {name: self.request.delivery_info.get(name) for name in ("priority", "routing_key")}
+    return {**told, **delivery, "mine": (self.request.headers or {}).get("mine")}
 
 
 @by_label(on_conflict="wait")
