@@ -195,6 +195,17 @@ def describe(self, label):
     return {**told, **delivery, "mine": (self.request.headers or {}).get("mine")}
 
 
+@by_label(on_conflict="skip")
+def hand_on(self, label, is_last=False):
+    """Gives its lock back early, publishes its successor, and runs until its gate is opened."""
+    with _recorded(self, label):
+        if not is_last:
+            self.lease.release()
+            self.apply_async((label, True), queue=self.request.delivery_info["routing_key"])
+            _wait_at_gate(label)
+    return label
+
+
 @by_label(on_conflict="wait")
 def run_in_line(self, label, seconds=0.0):
     with _recorded(self, label):

@@ -8,11 +8,13 @@ import time
 
 import pytest
 from celery import states
+from celery.exceptions import SoftTimeLimitExceeded
 
 from celery_singleton_lock import LockHeldError
 from timeline import overlaps
 from waiting import wait_until
 from worker_app import (
+    hand_on,
     hold,
     hold_and_retry_in_place,
     hold_in_line,
@@ -80,6 +82,27 @@ def test_a_run_that_has_waited_for_its_wait_timeout_fails(worker, history, label
     assert waiting.state == states.FAILURE
     assert caught.value.holder.task_id == holder.id
     assert [each.task_id for each in history.runs(label)] == [holder.id]
+
+
+def test_a_soft_time_limit_ends_the_waiting(worker, history, label):
+    holder = hold_in_line.apply_async((label,), queue=worker.worker_queue)
+    history.wait_for_starts(label)
+
+    waiting = run_in_line.apply_async((label,), queue=worker.worker_queue, soft_time_limit=1)
+
+    with pytest.raises(SoftTimeLimitExceeded):
+        waiting.get(timeout=20)
+    assert [each.task_id for each in history.runs(label)] == [holder.id]
+
+
+def test_a_run_that_has_given_its_lock_back_may_publish_its_own_successor(worker, history, label):
+    first = hand_on.apply_async((label,), queue=worker.worker_queue)
+
+    both = history.wait_for_starts(label, count=2)  # although the first goes on
+    open_gate(label)
+
+    assert first.get(timeout=20) == label
+    assert both[1].fencing_token > both[0].fencing_token
 
 
 def test_a_waiting_run_that_is_revoked_leaves_the_line(start_worker, new_log, history, label, app):
