@@ -229,8 +229,8 @@ class MemoryStore(LockStore):
         if asker and asker.number and asker.number <= first:
             ahead, first, served_then = None, asker.number, self._served_at(key, asker)
         absent = next((each for each in in_order if not each.is_awake), None)
-        if absent is None or absent.number > first:
-            return ahead, absent is not None
+        if absent is None:
+            return ahead, False
         served = self._served.get(key, 0)
         is_due = first == math.inf and absent.due_at <= now
         has_seen_enough = served - absent.served >= MOST_PASSES and (

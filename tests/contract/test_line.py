@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 
 import pytest
@@ -95,16 +94,13 @@ def test_the_release_itself_hands_the_lock_over(runs, store):
 def test_a_waiting_run_is_woken_by_the_release(runs, store):
     runs.asks("a")
     place = runs.asks("b").place
-    release = threading.Timer(0.2, runs.releases, ["a"])
-    release.start()
+    runs.releases("a")
 
     before = time.monotonic()
-    store.await_turn(KEY, place, 1.8)
-    waited = time.monotonic() - before
-    release.join()
+    store.await_turn(KEY, place, 10.0)
 
+    assert time.monotonic() - before < 0.9  # seconds; it is a blocking call of one at least
     assert runs.has("b")
-    assert waited < 1.7
 
 
 def test_a_waiting_run_is_not_woken_by_the_turn_of_another(runs, store):
@@ -202,7 +198,18 @@ def test_a_lock_that_expired_goes_to_who_waits_and_not_to_who_comes(runs, let_ti
 
     assert not refused.is_acquired
     assert refused.holder.task_id == "task-b"
+    assert runs.holder() == "b"
     assert runs.has("b")
+
+
+def test_a_lock_that_expired_goes_to_the_first_who_waits_whoever_asks_first(runs, let_time_pass):
+    runs.asks("a", ttl=PLACE_LIVES / 4)
+    runs.asks("b")
+    runs.asks("c")
+    let_time_pass(PLACE_LIVES / 4 + AFTER)
+
+    assert not runs.has("c")
+    assert runs.holder() == "b"
 
 
 def test_who_waits_learns_when_the_lease_that_it_meets_would_end(runs):
@@ -223,6 +230,9 @@ def test_a_run_that_is_due_is_given_way(runs, let_time_pass):
     assert not refused.is_acquired
     assert refused.holder.task_id == "task-b"
     assert runs.has("b2", task_id="task-b", place=runs.places["b"])
+    runs.leaves("d")
+    runs.releases("b2")
+    assert runs.holder() is None  # it is in line no more
 
 
 def test_a_run_that_is_due_and_does_not_come_is_not_waited_for_any_longer(runs, let_time_pass):
@@ -264,6 +274,15 @@ def test_a_run_that_comes_too_late_knows_how_many_have_passed_it(runs, let_time_
     assert again.seen == MOST_PASSES
     runs.releases(f"c{MOST_PASSES - 1}")
     assert not runs.new_one_has("late")
+
+
+def test_a_count_that_the_line_has_begun_anew_is_known_to_be_another(runs):
+    runs.asks("a")
+
+    answer = runs.asks("b", due_in=5.0, place=Place(number=7, served=1000))
+
+    assert answer.place == Place(number=7, served=0, due_in=5.0)
+    assert answer.seen == 0
 
 
 def test_who_waits_behind_a_run_that_is_not_due_is_handed_the_lock_and_that_counts(runs):
@@ -356,6 +375,18 @@ def test_a_lock_that_is_kept_for_a_retry_says_so_and_is_not_handed_over(runs, st
     assert not answer.is_acquired
     assert answer.is_holder_queued
     assert runs.has("a2", task_id="task-a", place=Place())
+
+
+def test_a_lock_that_was_handed_over_can_be_kept_for_a_retry_like_any(runs, store):
+    runs.asks("a")
+    runs.asks("b")
+    runs.releases("a")
+    runs.asks("b")
+    store.hold(KEY, "b", LONG)
+    runs.releases("b")
+
+    assert not runs.has("c")
+    assert runs.has("b2", task_id="task-b", place=Place())
 
 
 def test_a_lock_that_is_kept_for_a_time_has_no_holder_in_a_queue(runs):

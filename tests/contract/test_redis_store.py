@@ -13,7 +13,7 @@ import redis
 from celery_singleton_lock import stores
 from celery_singleton_lock.errors import StoreError
 from celery_singleton_lock.stores import store_from_url
-from celery_singleton_lock.stores.base import Claim, Claimant
+from celery_singleton_lock.stores.base import Claim, Claimant, Place
 from servers import redis_or_skip
 
 KEY = "singleton:{7}:1:report:42"
@@ -295,3 +295,27 @@ def test_a_cluster_node_is_refused_by_name():
         with pytest.raises(StoreError, match="Redis Cluster, which cannot keep locks yet"):
             store.check(PROBE)
         store.close()
+
+
+def test_a_waiting_run_is_not_cut_off_by_the_time_limit_of_its_commands(redis_server):
+    store = store_from_url(redis_server.url() + "?socket_timeout=0.2", "the test")
+
+    store.await_turn(KEY, Place(number=1), 5.0)
+
+    store.close()
+
+
+def test_what_a_line_leaves_behind_expires(store, client):
+    # Given a line of one who is awake and one who is in its queue, and a lock that was handed over
+    store.acquire(KEY, "a", 60.0, ME)
+    for letter, due_in in [("b", None), ("c", None), ("d", 1.0)]:
+        claimant = ME._replace(task_id=letter)
+        store.acquire(KEY, letter, 60.0, claimant, Place(due_in=due_in))
+    store.release(KEY, "a")
+
+    keys = set(client.scan_iter())
+
+    assert len(keys) == 8  # lock, bucket, two sets, count, two places, wake
+    assert {key for key in keys if client.ttl(key) == -1} == {"singleton:{7}:fencing"}
+    assert all(key.startswith("singleton:{7}:") for key in keys)
+    assert max(client.ttl(key) for key in keys) <= 10

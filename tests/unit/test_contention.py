@@ -12,7 +12,7 @@ from celery.app.trace import build_tracer
 from celery_singleton_lock import SingletonTask, lock_refused
 from celery_singleton_lock.locks import AppLocks
 from celery_singleton_lock.publishing import HEADER, Waiting
-from celery_singleton_lock.stores.base import PLACE_LIVES, Claimant, Place
+from celery_singleton_lock.stores.base import MOST_PASSES, PLACE_LIVES, Claimant, Place
 
 OTHER = Claimant("other", "celery@there", 12)
 
@@ -219,3 +219,39 @@ def test_a_run_that_finds_the_lock_free_as_it_is_about_to_go_back_runs(
     fate = new_booking(on_conflict=decide).deliver()
 
     assert (fate.state, fate.waiting) == (states.SUCCESS, None)
+
+
+@pytest.fixture
+def often_passed(new_booking, store):
+    """A booking that has seen others let in often enough, and what it says of itself."""
+    booking = new_booking(on_conflict="requeue")
+    place = store.acquire(booking.key, "mine", 60.0, OTHER._replace(task_id="mine"), Place()).place
+    for _ in range(MOST_PASSES):
+        store._count_served(booking.key, True)
+    return booking, Waiting(since=1.0, requeues=1, place=place.number)
+
+
+def test_who_has_been_passed_often_stays_awake_for_a_moment(often_passed, store, monkeypatch):
+    booking, waiting = often_passed
+
+    def await_turn(key, place, seconds):
+        store.release(key, "other")
+
+    monkeypatch.setattr(store, "await_turn", await_turn)
+    fate = booking.deliver(waiting)
+
+    assert (fate.state, fate.waiting) == (states.SUCCESS, None)
+
+
+def test_nobody_stays_awake_for_a_lock_that_is_kept_for_a_retry(often_passed, store, monkeypatch):
+    booking, waiting = often_passed
+    store.hold(booking.key, "other", 60.0)
+    store.release(booking.key, "other")
+
+    def await_turn(key, place, seconds):
+        raise AssertionError("it must not wait")
+
+    monkeypatch.setattr(store, "await_turn", await_turn)
+    fate = booking.deliver(waiting)
+
+    assert (fate.state, fate.waiting.place) == (states.IGNORED, waiting.place)

@@ -8,7 +8,8 @@ from threading import Event
 import pytest
 
 from celery_singleton_lock.errors import LeaseLostError, StoreError
-from celery_singleton_lock.lease import NestedLease, NullLease
+from celery_singleton_lock.lease import SHOW_EVERY, NestedLease, NullLease
+from celery_singleton_lock.stores.base import Place
 
 
 def test_an_acquired_lease_is_held_and_has_a_fencing_token(new_lease):
@@ -277,3 +278,53 @@ def test_the_null_lease_passes_every_check():
     assert not lease.is_lost
     assert not lease.release()
     assert lease.fencing_token == 0
+
+
+@pytest.fixture
+def sleeps(store, monkeypatch):
+    """For how long leases have slept in line, each time."""
+    slept = []
+    monkeypatch.setattr(store, "await_turn", lambda key, place, seconds: slept.append(seconds))
+    return slept
+
+
+def test_who_waits_sleeps_until_it_has_to_show_that_it_lives(new_lease, sleeps):
+    new_lease(task_id="first").acquire()
+    second = new_lease(task_id="second")
+    second.acquire(Place())
+
+    second.wait(60.0)
+
+    assert sleeps == [SHOW_EVERY]
+
+
+def test_who_waits_looks_when_the_lease_that_it_has_seen_would_end(new_lease, sleeps):
+    new_lease(task_id="first", ttl=0.2).acquire()
+    second = new_lease(task_id="second")
+    second.acquire(Place())
+
+    second.wait(60.0)
+
+    assert sleeps == [pytest.approx(0.2, abs=0.01)]
+    assert sleeps[0] > 0.2
+
+
+def test_who_waits_for_a_moment_sleeps_no_longer(new_lease, sleeps):
+    new_lease(task_id="first").acquire()
+    second = new_lease(task_id="second")
+    second.acquire(Place())
+
+    second.wait(0.1)
+
+    assert sleeps == [0.1]
+
+
+def test_who_stands_nowhere_takes_a_place_before_it_sleeps(new_lease, sleeps):
+    new_lease(task_id="first").acquire()
+    second = new_lease(task_id="second")
+    second.acquire()
+
+    assert second.wait(60.0).place is not None
+    assert sleeps == []
+    second.wait(60.0)
+    assert len(sleeps) == 1

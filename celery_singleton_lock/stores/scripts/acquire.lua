@@ -104,7 +104,7 @@ if owner_token ~= ARGV[1] then
       count_served(KEYS[3])
     end
   end
-  if own_number then
+  if own_number and not is_handed_over then
     leave_line(KEYS[3], ARGV[6])
   end
   -- The clock keeps the number growing when the counter is lost (R9). Both are below 2^53, so

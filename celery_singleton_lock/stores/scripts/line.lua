@@ -47,8 +47,8 @@ local function next_in_line(line, own_number, own_served)
   end
   first = first or math.huge
   local queued, absent = first_alive(line, line .. ":queue")
-  if not queued or tonumber(queued) > first then
-    return number, place, queued ~= nil
+  if not queued then
+    return number, place, false
   end
   local served = served_so_far(line)
   local is_due = first == math.huge and absent.due_ms <= now_in_us() / 1000
