@@ -175,6 +175,7 @@ class _Contender:
             if answer.is_acquired:
                 return
             waiting = waiting.at_conflict(answer.place)
+        self._lease.keep_place()
         message = self._tell(conflict, outcome)
         reason = LockHeldError(message, conflict.holder)
         send_back(self._task, self._locks, outcome.countdown, waiting, reason)

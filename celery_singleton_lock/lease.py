@@ -29,7 +29,7 @@ class _State(Enum):
     """Where a lease is in its life.
 
     ASKED and RELEASING: the store was asked, and its answer is not known (yet). IN_LINE: refused,
-    and awake in the lock's line.
+    and it stands in the lock's line.
     """
 
     NEW = auto()
@@ -153,8 +153,7 @@ class Lease:
         self._look_in = answer.look_in
         if not answer.is_acquired:
             self._place = answer.place
-            is_awake = answer.place is not None and answer.place.due_in is None
-            self._state = _State.IN_LINE if is_awake else _State.REFUSED
+            self._state = _State.IN_LINE if answer.place else _State.REFUSED
             return answer
         self._expires_at = asked_at + self.ttl
         if self._clock() >= self._expires_at:
@@ -179,6 +178,11 @@ class Lease:
         if is_awake and seconds > 0:
             self._store.await_turn(self.key, place, seconds)
         return self.acquire(place._replace(due_in=None))
+
+    def keep_place(self) -> None:
+        """Have :meth:`release` not leave the line: the run comes again."""
+        if self._state is _State.IN_LINE:
+            self._state = _State.REFUSED
 
     def confirm(self, asked_at: float, is_ours: bool) -> None:
         """Take note of the store's answer to a renewal that was sent at ``asked_at``.
@@ -246,8 +250,6 @@ class Lease:
 
     def release(self) -> bool:
         """Give the lock back, if it was asked for and is not given back already; leave the line.
-
-        The place of a run that goes back to its queue stays.
 
         Returns:
             Whether this call freed the lock. False also means that it had been lost.

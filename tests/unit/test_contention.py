@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 from uuid import uuid4
 
@@ -114,6 +115,18 @@ def test_who_goes_back_asks_once_and_takes_its_place_along(new_booking, store, c
     assert fate.waiting.place > 0
     assert not booking.new_one_is_let_in()
     assert booking.deliver(fate.waiting).state == states.SUCCESS
+
+
+def test_who_has_gone_without_its_lock_for_too_long_leaves_the_line(new_booking, store, clock):
+    booking = new_booking(on_conflict="requeue", wait_timeout=1)
+    first = booking.deliver()
+
+    fate = booking.deliver(replace(first.waiting, since=1.0))
+    clock.advance(0.2)
+    store.release(booking.key, "other")
+
+    assert (fate.state, fate.refusals) == (states.FAILURE, ["fail"])
+    assert booking.new_one_is_let_in()
 
 
 def test_who_comes_back_stands_where_it_stood(new_booking, store, clock):
