@@ -1,0 +1,117 @@
+"""A lock that goes through fifty hands: in which order, and what that costs."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from itertools import pairwise
+from typing import NamedTuple
+
+import pytest
+
+import queuer
+from celery_singleton_lock.lease import Lease
+from celery_singleton_lock.stores import store_from_url
+from celery_singleton_lock.stores.base import Claimant
+from servers import redis_or_skip
+from waiting import wait_until
+from wiretap import wiretap
+
+KEY = "singleton:{7}:1:report:42"
+LINE = "singleton:{7}:line:1:report:42"
+PROCESSES, HOLD = 50, 0.01
+
+#: Commands of one hand-off, by who sends them. Each begins with the EVALSHA itself.
+JOIN = Counter("evalsha hmget pttl time zadd set pexpire".split())
+SLEEP = Counter(["blpop"])
+TAKE = Counter("evalsha hmget hmget time zrem del hset hset pexpire".split())
+RELEASE = Counter(
+    # the head of the line and whether it is awake; the lock is its; it leaves the line and wakes up
+    "evalsha hmget zrange get time time hset pexpire zrem del lpush pexpire".split()
+)
+#: Of the last one: nobody is in line.
+RELEASE_FOR_GOOD = Counter("evalsha hmget zrange del".split())
+#: Of one that still waits after two thirds of a second: it sleeps again.
+SHOW = Counter("evalsha hmget pttl time get zadd set pexpire".split())
+
+
+class Played(NamedTuple):
+    """What fifty processes did, and what the server heard of them."""
+
+    turns: list[queuer.Turn]
+    round_trips: Counter[str]
+    commands: Counter[str]
+
+
+def calls(client):
+    """The commands that the server has run, those inside scripts included, without the test's."""
+    rows = {name.removeprefix("cmdstat_"): row for name, row in client.info("commandstats").items()}
+    return Counter({name: rows[name]["calls"] for name in rows.keys() - {"echo", "info", "zcard"}})
+
+
+def times(commands, count):
+    return Counter({name: calls * count for name, calls in commands.items()})
+
+
+@pytest.fixture(scope="module")
+def played():
+    """Fifty processes that came while the lock was held, and then had it for 10 ms each."""
+    context = multiprocessing.get_context("spawn")
+    start = context.Barrier(PROCESSES + 1)
+    with (
+        redis_or_skip() as server,
+        ProcessPoolExecutor(PROCESSES, context, queuer.join, (start,)) as processes,
+    ):
+        store = store_from_url(server.url(), "the test")
+        store.check("singleton:{7}:1:check:1")  # brings the scripts there
+        first = Lease(store, KEY, queuer.TTL, Claimant("first", "here", os.getpid()))
+        first.acquire()
+        jobs = [
+            processes.submit(queuer.take_a_turn, server.url(), KEY, HOLD) for _ in range(PROCESSES)
+        ]
+        wait_until(lambda: start.n_waiting == PROCESSES, "all are there", queuer.LONGEST)
+        with wiretap(server) as tap:
+            before = calls(tap.client)
+            start.wait(queuer.LONGEST)
+            wait_until(lambda: tap.client.zcard(LINE) == PROCESSES, "all stand in line")
+            first.release()
+            wait_until(lambda: start.n_waiting == PROCESSES, "all are through", queuer.LONGEST)
+            commands = calls(tap.client) - before
+        start.wait(queuer.LONGEST)
+        store.close()
+        turns = sorted((job.result() for job in jobs), key=lambda turn: turn.began)
+    round_trips = Counter(command.words[0].lower() for command in tap.commands)
+    return Played(turns, round_trips, commands)
+
+
+def test_nobody_is_overtaken(played):
+    numbers = [turn.number for turn in played.turns]
+
+    assert len(set(numbers)) == PROCESSES
+    assert numbers == sorted(numbers)
+
+
+def test_one_at_a_time_has_the_lock_and_fencing_tokens_grow_in_the_order_of_the_line(played):
+    assert [pair for pair in pairwise(played.turns) if pair[1].began < pair[0].ended] == []
+    tokens = [turn.fencing_token for turn in played.turns]
+    assert tokens == sorted(set(tokens))
+
+
+def test_a_hand_off_costs_four_round_trips(played):
+    # Given how often somebody had to wait for longer than a place lives without a sign
+    shows = sum(turn.waits - 1 for turn in played.turns)
+
+    # To join the line, to sleep, to take the lock and to give it back; and the first holder's
+    asked = {"evalsha": 3 * PROCESSES + shows + 1, "blpop": PROCESSES + shows}
+    assert played.round_trips == asked
+
+
+def test_a_hand_off_costs_twenty_nine_commands_inside_the_server(played):
+    shows = sum(turn.waits - 1 for turn in played.turns)
+    hand_off = JOIN + SLEEP + TAKE + RELEASE
+
+    expected = times(hand_off, PROCESSES) + RELEASE_FOR_GOOD + times(SLEEP + SHOW, shows)
+    assert played.commands == expected
+    assert hand_off.total() == 29
