@@ -12,7 +12,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from multiprocessing.synchronize import Barrier
 from typing import Any, NamedTuple
 
@@ -25,10 +25,12 @@ from redis_server import RedisServer
 
 KEY = "singleton:{7}:1:report:42"
 TTL = 60.0
-#: Seconds between two who come: enough for the order to be clear.
+#: Seconds between two who come.
 APART = 0.001
 #: Seconds in which nothing happens: before the first one comes, after the last one came.
 SETTLED = 0.02
+#: What the connections of the processes are called, by their number.
+NAMED = "turn-"
 #: Seconds until a process that waits for the others gives up.
 LONGEST = 60.0
 
@@ -39,9 +41,9 @@ _start: Barrier
 
 
 class Turn(NamedTuple):
-    """When one process asked for the lock, had it and gave it back, by ``time.monotonic()``."""
+    """When the ``number``-th process had the lock and gave it back, by ``time.monotonic()``."""
 
-    asked: float
+    number: int
     began: float
     ended: float
 
@@ -51,7 +53,7 @@ class Round(NamedTuple):
 
     Attributes:
         times_ideal: Its seconds, divided by those in which somebody had to hold the lock.
-        overtakes: How many had the lock while one who had asked before still waited.
+        overtakes: How many had the lock while one still waited whom the server had heard before.
         round_trips: Per hand-off, as the server counts them: from asking in vain to giving back.
         commands: Per hand-off, those inside scripts included.
     """
@@ -106,17 +108,16 @@ def join(start: Barrier) -> None:
 
 def take_a_turn(contender: str, url: str, number: int, hold: float) -> Turn:
     """Come as the ``number``-th, wait for the lock and hold it for so long."""
-    with CONTENDERS[contender](url) as (acquire, release):
+    with CONTENDERS[contender](f"{url}?client_name={NAMED}{number}") as (acquire, release):
         _start.wait(LONGEST)
         time.sleep(SETTLED + number * APART)
-        asked = time.monotonic()
         acquire()
         began = time.monotonic()
         time.sleep(hold)
         ended = time.monotonic()
         release()
         _start.wait(LONGEST)  # whoever goes is heard by the server, which counts
-    return Turn(asked, began, ended)
+    return Turn(number, began, ended)
 
 
 class Handoff:
@@ -136,7 +137,7 @@ class Handoff:
 
     def round(self, contender: str) -> Round:
         """All stand in line while we hold the lock, and then have it one after the other."""
-        with RedisServer() as server, server.client() as client:
+        with RedisServer() as server, server.client() as client, ExitStack() as stack:
             url = server.url()
             with CONTENDERS[contender](url) as (acquire, release):
                 acquire()
@@ -145,6 +146,7 @@ class Handoff:
                     for number in range(self._processes)
                 ]
                 self._await_all()
+                monitor = stack.enter_context(server.client().monitor())
                 before = client.info("all")
                 self._start.wait(LONGEST)
                 time.sleep(2 * SETTLED + self._processes * APART)
@@ -152,12 +154,13 @@ class Handoff:
                 release()
                 self._await_all()
                 after = client.info("all")
+                arrivals = _arrivals(client, monitor)
                 self._start.wait(LONGEST)
             turns = sorted((job.result() for job in jobs), key=lambda turn: turn.began)
         seconds = turns[-1].ended - released
         return Round(
             times_ideal=seconds / (self._processes * self._hold),
-            overtakes=overtakes(turns),
+            overtakes=overtakes([arrivals.index(turn.number) for turn in turns]),
             # The second INFO is one of ours.
             round_trips=(_reads(after) - _reads(before) - 1) / self._processes,
             commands=(_calls(after) - _calls(before)) / self._processes,
@@ -172,13 +175,32 @@ class Handoff:
             time.sleep(0.01)
 
 
-def overtakes(turns: Sequence[Turn]) -> int:
-    """How many of these, in the order of their turns, came before one who had asked earlier."""
-    count, first_to_wait = 0, float("inf")
-    for turn in reversed(turns):
-        count += turn.asked > first_to_wait
-        first_to_wait = min(first_to_wait, turn.asked)
+def overtakes(arrivals: Sequence[int]) -> int:
+    """How many of these had their turn before one who had arrived earlier.
+
+    Args:
+        arrivals: Who was the how manieth to arrive, in the order of the turns.
+    """
+    count, first_to_wait = 0, len(arrivals)
+    for arrival in reversed(arrivals):
+        count += arrival > first_to_wait
+        first_to_wait = min(first_to_wait, arrival)
     return count
+
+
+def _arrivals(client: redis.Redis, monitor: Any) -> list[int]:
+    """The processes' numbers, in the order in which the server heard them.
+
+    Read when the round is over: the server has written it all down by then.
+    """
+    names = {each["addr"]: each["name"] for each in client.client_list()}
+    client.echo("over")
+    heard: list[int] = []
+    while (command := monitor.next_command())["command"] != "ECHO over":
+        name = names.get(f"{command['client_address']}:{command['client_port']}", "")
+        if name.startswith(NAMED) and int(name.removeprefix(NAMED)) not in heard:
+            heard.append(int(name.removeprefix(NAMED)))
+    return heard
 
 
 def medians(processes: int, hold: float, rounds: int) -> dict[str, Round]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -62,30 +61,20 @@ def times(called, count):
 @pytest.fixture(scope="module")
 def played():
     """Fifty processes that came while the lock was held, and then had it for 10 ms each."""
-    context = multiprocessing.get_context("spawn")
-    start = context.Barrier(PROCESSES + 1)
-    with (
-        redis_or_skip() as server,
-        ProcessPoolExecutor(PROCESSES, context, queuer.join, (start,)) as processes,
-    ):
-        store = store_from_url(server.url(), "the test")
+    with redis_or_skip() as server, closing(store_from_url(server.url(), "the test")) as store:
         store.check("singleton:{7}:1:check:1")  # brings the scripts there
         first = Lease(store, KEY, queuer.TTL, Claimant("first", "here", os.getpid()))
         first.acquire()
-        jobs = [
-            processes.submit(queuer.take_a_turn, server.url(), KEY, HOLD) for _ in range(PROCESSES)
-        ]
-        wait_until(lambda: start.n_waiting == PROCESSES, "all are there", queuer.LONGEST)
-        with wiretap(server) as tap:
+        with (
+            queuer.queuers(server.url(), KEY, PROCESSES, HOLD) as processes,
+            wiretap(server) as tap,
+        ):
             before = calls(tap.client)
-            start.wait(queuer.LONGEST)
+            queuer.let_come(processes)
             wait_until(lambda: tap.client.zcard(LINE) == PROCESSES, "all stand in line")
             first.release()
-            wait_until(lambda: start.n_waiting == PROCESSES, "all are through", queuer.LONGEST)
+            turns = queuer.turns(processes)
             called = calls(tap.client) - before
-        start.wait(queuer.LONGEST)
-        store.close()
-        turns = sorted((job.result() for job in jobs), key=lambda turn: turn.began)
     round_trips = Counter(command.words[0].lower() for command in tap.commands)
     return Played(turns, round_trips, called)
 
