@@ -18,6 +18,11 @@ from celery_singleton_lock.stores import store_from_url
 from celery_singleton_lock.stores.base import Claim, Claimant
 from redis_server import RedisServer
 
+from .duplicates import skip_duplicates
+from .handoff import medians
+
+#: Seconds that each process in line holds the lock.
+HOLD = 0.01
 KEY = "singleton:{7}:1:report:42"
 ME = Claimant("me", "here", 1)
 
@@ -43,7 +48,10 @@ def main() -> None:
     """Print one line per figure."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--rounds", type=int, default=15, help="interleaved rounds (default 15)")
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--processes", type=int, default=50, help="in line (default 50)")
+    parser.add_argument("--duplicates", type=int, default=10_000, help="skipped (default 10,000)")
+    arguments = parser.parse_args()
+    rounds = arguments.rounds
     with RedisServer() as server:
         store, client = store_from_url(server.url(), "benchmark"), server.client()
         version = client.info("server")["redis_version"]
@@ -78,6 +86,8 @@ def main() -> None:
         ("1 MB of text", "x" * 1_000_000),
     ):
         report_key(label, argument, rounds)
+    report_handoff(arguments.processes, min(rounds, 5))
+    report_duplicates(arguments.duplicates)
 
 
 def report_key(label: str, argument: object, rounds: int) -> None:
@@ -95,6 +105,26 @@ def report_key(label: str, argument: object, rounds: int) -> None:
             rounds,
             max(1, 200_000 // len(text) // 10),
         ),
+    )
+
+
+def report_handoff(processes: int, rounds: int) -> None:
+    """A lock that goes through many hands."""
+    print(f"{processes} processes in line, {HOLD * 1000:g} ms each, median of {rounds} rounds:")
+    for name, figures in medians(processes, HOLD, rounds).items():
+        times_ideal, overtakes, round_trips, commands = figures
+        print(
+            f"{'  ' + name:<60} {times_ideal:8.2f} x ideal, {overtakes} overtakes, "
+            f"{round_trips:.1f} round trips and {commands:.1f} commands a hand-off"
+        )
+
+
+def report_duplicates(count: int) -> None:
+    """Duplicates of one run, on a real worker."""
+    round_trips, seconds = skip_duplicates(count)
+    print(
+        f"{f'{count:,} duplicates that are skipped':<60} {round_trips / count:8.2f} lock round "
+        f"trips each   ({seconds:.1f} s)"
     )
 
 

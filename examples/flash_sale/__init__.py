@@ -1,1 +1,1 @@
-"""Many buyers, few tickets, several workers: one sale, run three ways."""
+"""Many buyers, few tickets, several workers: one sale, run four ways."""

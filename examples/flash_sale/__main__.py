@@ -9,10 +9,12 @@ from collections.abc import Callable
 from fleet import end_if_asked, note_signals
 from timeline import picture_folder
 
+WAYS = ("plain", "singleton", "requeue", "spin")
 DESCRIPTION = """\
-Sell few tickets to many buyers, on several real Celery workers, in three ways: with a plain
-task, with SingletonTask, and with the spin lock of the tutorials. Shows who was oversold, what
-it cost, and a timeline of who was in the task body when.
+Sell few tickets to many buyers, on several real Celery workers, in four ways: with a plain task,
+with SingletonTask whose buyers stand in line, with SingletonTask whose buyers go back to the
+queue, and with the spin lock of the tutorials. Shows who was oversold, what it cost, and a
+timeline of who was in the task body when.
 """
 EPILOG = """\
 The last line of the output is one JSON object. The exit code is 0 when SingletonTask sold exactly
@@ -31,7 +33,7 @@ def main() -> int:
     from .comparison import compare
 
     code = compare(
-        ways=[arguments.only] if arguments.only else ["plain", "singleton", "spin"],
+        ways=[arguments.only] if arguments.only else WAYS,
         buyers=arguments.buyers,
         tickets=arguments.tickets,
         think=arguments.think / 1000,
@@ -77,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="where the picture goes (./%(default)s)",
     )
-    add("--only", choices=("plain", "singleton", "spin"), help="run one way alone")
+    add("--only", choices=WAYS, help="run one way alone")
     return parser
 
 

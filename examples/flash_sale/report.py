@@ -24,17 +24,16 @@ def print_table(console: Console, offer: Offer, outcomes: Sequence[Outcome]) -> 
     title = f"{offer.buyers} buyers, {offer.tickets} tickets"
     table = Table(title=title, title_style="bold", box=box.SIMPLE_HEAD, collapse_padding=True)
     table.add_column("", no_wrap=True)
-    for heading in ("served", "sold", "oversold", "overlaps", "seconds"):
+    for heading in ("served", "sold", "over-\nsold", "over-\nlaps", "seconds"):
         table.add_column(heading, justify="right")
+    table.add_column("times\nideal", justify="right")
     table.add_column("lock\ncommands\nper buyer", justify="right")
     for outcome in outcomes:
-        commands = (
-            "\N{EN DASH}" if outcome.lock_commands is None else f"{outcome.lock_commands:.1f}"
-        )
         table.add_row(
             *(outcome.name, str(outcome.served), str(outcome.sold)),
             *(_alarm(outcome.oversold), _alarm(outcome.overlaps)),
-            *(f"{outcome.seconds:.1f}", commands),
+            *(f"{outcome.seconds:.1f}", _if_known(outcome.times_ideal, 2)),
+            _if_known(outcome.lock_commands, 1),
         )
     console.print(table)
 
@@ -72,7 +71,7 @@ def faults(offer: Offer, outcomes: Sequence[Outcome]) -> list[str]:
     """What SingletonTask promised and did not keep. The other ways promise nothing."""
     found = []
     for outcome in outcomes:
-        if outcome.name != WAYS["singleton"][0]:
+        if outcome.name not in {WAYS[way][0] for way in ("singleton", "requeue")}:
             continue
         expected = min(offer.tickets, offer.buyers)
         if outcome.sold != expected:
@@ -82,6 +81,10 @@ def faults(offer: Offer, outcomes: Sequence[Outcome]) -> list[str]:
         if outcome.served != offer.buyers:
             found.append(f"{outcome.name} served {outcome.served} of {offer.buyers} buyers")
     return found
+
+
+def _if_known(figure: float | None, digits: int) -> str:
+    return "\N{EN DASH}" if figure is None else f"{figure:.{digits}f}"
 
 
 def _alarm(count: int) -> str:

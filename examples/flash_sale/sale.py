@@ -18,6 +18,7 @@ from .servers import Servers
 WAYS = {
     "plain": ("plain Task", tasks.buy_plain),
     "singleton": ("SingletonTask", tasks.buy),
+    "requeue": ("SingletonTask, requeue", tasks.buy_with_requeue),
     "spin": ("tutorial spin lock", tasks.buy_with_spin_lock),
 }
 
@@ -54,6 +55,7 @@ class Outcome:
         sold: How many got one.
         oversold: How many of these got one that was not there.
         seconds: From the first publish to the end of the last body.
+        ideal: Seconds that all buyers' thinking takes, one after the other.
         lock_commands: Commands at the lock server per buyer; ``None`` where not counted.
         bodies: Every run of the body.
     """
@@ -63,6 +65,7 @@ class Outcome:
     sold: int
     oversold: int
     seconds: float
+    ideal: float
     lock_commands: float | None
     bodies: Sequence[Body]
 
@@ -76,12 +79,24 @@ class Outcome:
         """How many bodies started before an earlier one had ended."""
         return overlaps(self.bodies)
 
+    @property
+    def times_ideal(self) -> float | None:
+        """How many times the ideal it took; ``None`` where nobody thinks."""
+        return round(self.seconds / self.ideal, 3) if self.ideal else None
+
+    @property
+    def inside(self) -> float:
+        """The bodies' own seconds, added up: thinking, and what they ask the sale's server."""
+        return sum(body.end - body.start for body in self.bodies)
+
     def as_json(self) -> dict[str, Any]:
         """The figures, for scripts."""
         names = ("name", "buyers", "served", "sold", "oversold", "overlaps")
         return {
             **{name: getattr(self, name) for name in names},
             "seconds": round(self.seconds, 3),
+            "inside": round(self.inside, 3),
+            "times_ideal": self.times_ideal,
             "lock_commands": self.lock_commands,
         }
 
@@ -145,6 +160,7 @@ def _outcome(way: str, offer: Offer, begin: float, lock_commands: float | None) 
         sold=sold,
         oversold=max(0, sold - offer.tickets),
         seconds=max(body.end for body in bodies) - begin,
+        ideal=offer.buyers * offer.think,
         lock_commands=lock_commands,
         bodies=bodies,
     )

@@ -1,4 +1,4 @@
-"""The sale: one race in the body, and three tasks that run it."""
+"""The sale: one race in the body, and four tasks that run it."""
 
 from __future__ import annotations
 
@@ -24,9 +24,16 @@ def buy_plain(item: str, buyer: int, think: float) -> None:
     sell_if_left(item, buyer, think)
 
 
-@app.task(base=SingletonTask, lock_args="item", on_conflict="requeue")
+# Each slot has one buyer in line: with many slots and much to think, more than 60 s of them.
+@app.task(base=SingletonTask, lock_args="item", on_conflict="wait", wait_timeout=24 * 3600)
 def buy(item: str, buyer: int, think: float) -> None:
-    """One buyer per item at a time. The others go back to the queue: nobody is sent away."""
+    """One buyer per item at a time. The others stand in line in their slots."""
+    sell_if_left(item, buyer, think)
+
+
+@app.task(base=SingletonTask, lock_args="item", on_conflict="requeue")
+def buy_with_requeue(item: str, buyer: int, think: float) -> None:
+    """One buyer per item at a time. The others go back to the queue and keep their place."""
     sell_if_left(item, buyer, think)
 
 

@@ -51,6 +51,14 @@ def hold(self, label):
     return label
 
 
+@by_label(lock_ttl=300.0)
+def hold_for_long(self, label):
+    """As ``hold``; its lease is not renewed before a test is over."""
+    with _recorded(self, label):
+        _wait_at_gate(label)
+    return label
+
+
 @by_label(lock_ttl=1.0)
 def hold_beyond_ttl(self, label):
     """As ``hold``, with a ttl that is much shorter than the test."""
@@ -277,6 +285,27 @@ def hold_at_other_gate(self, label, gate):
     return label
 
 
+@by_label(on_conflict="skip")
+def stream_skip(self, label, seconds):
+    """Runs for so long, unless its gate is opened, as those of its stream do."""
+    with _recorded(self, label):
+        _wait_at_gate(label, seconds)
+
+
+@by_label(on_conflict="requeue")
+def stream_requeue(self, label, seconds):
+    """As ``stream_skip``, and goes back to the queue."""
+    with _recorded(self, label):
+        _wait_at_gate(label, seconds)
+
+
+@by_label(on_conflict="wait")
+def stream_wait(self, label, seconds):
+    """As ``stream_skip``, and stands in line."""
+    with _recorded(self, label):
+        _wait_at_gate(label, seconds)
+
+
 @by_label(on_conflict="fail")
 def run_or_fail(self, label):
     with _recorded(self, label):
@@ -373,8 +402,8 @@ def open_gate(*labels: str) -> None:
         _client(os.getpid()).set(_gate(label), "open", ex=KEPT_FOR)
 
 
-def _wait_at_gate(label: str) -> None:
-    deadline = time.monotonic() + LONGEST_HOLD
+def _wait_at_gate(label: str, seconds: float = LONGEST_HOLD) -> None:
+    deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and not _client(os.getpid()).exists(_gate(label)):
         time.sleep(0.02)
 

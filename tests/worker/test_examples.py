@@ -55,7 +55,7 @@ def shared_url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def test_a_plain_task_oversells(sale):
-    _, (plain, _, _) = sale
+    _, (plain, *_) = sale
 
     assert plain["name"] == "plain Task"
     assert plain["served"] == 40
@@ -64,16 +64,24 @@ def test_a_plain_task_oversells(sale):
     assert plain["lock_commands"] in (0, None)
 
 
-def test_singleton_task_sells_what_there_is_and_drops_no_buyer(sale):
-    _, (_, singleton, _) = sale
+@pytest.mark.parametrize("name", ["SingletonTask", "SingletonTask, requeue"])
+def test_singleton_task_sells_what_there_is_and_drops_no_buyer(sale, name):
+    _, runs = sale
+    (singleton,) = (each for each in runs if each["name"] == name)
 
-    assert singleton["name"] == "SingletonTask"
     assert (singleton["served"], singleton["sold"]) == (40, 5)
     assert (singleton["oversold"], singleton["overlaps"]) == (0, 0)
 
 
+def test_no_sale_with_a_lock_is_faster_than_its_buyers_think_one_after_the_other(sale):
+    _, (_, *with_a_lock) = sale
+
+    assert all(each["times_ideal"] > 1 for each in with_a_lock)
+    assert all(each["inside"] < each["seconds"] for each in with_a_lock)
+
+
 def test_the_spin_lock_is_right_when_nothing_goes_wrong(sale):
-    _, (_, _, spin) = sale
+    _, (*_, spin) = sale
 
     assert (spin["served"], spin["sold"], spin["overlaps"]) == (40, 5, 0)
     # SETNX, EXPIRE and DEL; how often it asks in vain is a matter of time.

@@ -8,7 +8,7 @@ from celery import Celery
 from celery_singleton_lock import DuplicateTaskError, SingletonTask
 from waiting import wait_until
 from wiretap import wiretap
-from worker_app import LOCK_KEYS, hold, open_gate, run
+from worker_app import LOCK_KEYS, hold, hold_for_long, open_gate, run
 
 
 @pytest.fixture(params=["prefork", "threads", "solo", "gevent", "eventlet"])
@@ -75,3 +75,22 @@ def test_a_skipped_duplicate_costs_one_round_trip(warm_worker, private_server, h
                 duplicate.get(timeout=10)
 
     assert names(tap) == ["EVALSHA"] * 20
+
+
+@pytest.mark.parametrize("pool", ["prefork"])
+def test_a_thousand_duplicates_at_once_cost_one_round_trip_each(
+    warm_worker, private_server, history, label
+):
+    # Given a run whose lease needs no renewal meanwhile
+    hold_for_long.apply_async((label,), queue=warm_worker.worker_queue)
+    history.wait_for_starts(label)
+
+    with wiretap(private_server) as tap:
+        duplicates = [
+            hold_for_long.apply_async((label,), queue=warm_worker.worker_queue) for _ in range(1000)
+        ]
+        for each in duplicates:
+            with pytest.raises(DuplicateTaskError):
+                each.get(timeout=20)
+
+    assert names(tap) == ["EVALSHA"] * 1000

@@ -39,6 +39,7 @@ local function stand_in_line(now_us)
   local due_ms, members = tonumber(ARGV[8]), KEYS[3]
   if due_ms > 0 then
     due_ms, members = math.ceil(now_us / 1000) + due_ms, KEYS[3] .. ":queue"
+    redis.call("PEXPIRE", KEYS[3] .. ":served", LINE_LIVES_MS)
   end
   local served = served_so_far(KEYS[3])
   local place = {
@@ -57,7 +58,6 @@ local function stand_in_line(now_us)
   number = string.format("%.0f", number)
   redis.call("ZADD", members, number, number)
   redis.call("PEXPIRE", members, LINE_LIVES_MS)
-  redis.call("PEXPIRE", KEYS[3] .. ":served", LINE_LIVES_MS)
   return number, place.served, served - place.served
 end
 
