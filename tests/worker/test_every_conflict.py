@@ -162,7 +162,7 @@ def test_all_are_told_at_once_of_a_duplicate_that_does_not_run(scene, place, pol
     ],
 )
 @pytest.mark.parametrize("policy", named(each for each in POLICIES if not each.end))
-@pytest.mark.parametrize("place", steady_places())
+@pytest.mark.parametrize("place", list(steady_places()))
 def test_a_duplicate_that_waits_runs_once_however_the_holder_ends(
     scene, place, policy, said, holders_end
 ):
