@@ -14,7 +14,7 @@ from .locks import AppLocks
 from .options import LockOptions
 from .outage import ask_store, send_back
 from .publishing import Waiting
-from .results import DuplicateTaskError, Skipped, is_finished, store_skipped
+from .results import DuplicateTaskError, Skipped, fail_followers, is_finished, store_skipped
 from .signals import LockEvent, lock_refused
 from .stores.base import MOST_PASSES, Acquisition, Place
 
@@ -183,7 +183,9 @@ class _Contender:
     def _end(self, conflict: Conflict, outcome: Outcome) -> NoReturn:
         message = self._tell(conflict, outcome)
         if isinstance(outcome, Fail):
-            raise LockHeldError(f"{message} ({outcome.reason})", conflict.holder)
+            held = LockHeldError(f"{message} ({outcome.reason})", conflict.holder)
+            fail_followers(self._task, held)
+            raise held
         error = DuplicateTaskError(message, conflict.holder)
         if not self._request.is_eager or self._task.app.conf.task_store_eager_result:
             store_skipped(self._task, error)

@@ -6,6 +6,7 @@ import time
 from dataclasses import astuple, dataclass, fields, replace
 from typing import Any
 
+from .results import ignores_result
 from .stores.base import Place
 
 #: Message header of a run that was put back: what :class:`Waiting` says, as a list. Dropped once
@@ -85,7 +86,10 @@ def put_back(task: Any, countdown: float, waiting: Waiting) -> None:
     """
     mark = replace(waiting, requeues=waiting.requeues + 1)
     headers = {**(task.request.headers or {}), HEADER: list(astuple(mark))}
-    signature = task.signature_from_request(countdown=countdown, headers=headers)
+    # Before 5.7 Celery forgets that the caller asked for no result.
+    signature = task.signature_from_request(
+        countdown=countdown, headers=headers, ignore_result=ignores_result(task)
+    )
     request, was_called_directly = task.request, task.request.called_directly
     # Or Celery would take a run that has no parent for its own.
     request.called_directly = True

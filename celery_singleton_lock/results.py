@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
 
 from celery import states
-from celery.exceptions import Ignore, TaskRevokedError
+from celery.app.task import Context
+from celery.exceptions import ChordError, Ignore, TaskRevokedError
 from celery.result import EagerResult
+from celery.utils.functional import maybe_list
 
 from .errors import LockHeldError
 
@@ -33,20 +36,74 @@ class PutBack(Ignore):
 
 
 def store_skipped(task: Any, error: DuplicateTaskError) -> None:
-    """Store REVOKED for the current run, and tell its chord and the rest of its chain.
+    """Store REVOKED for the current run, and tell its chord and whatever would have followed it.
 
-    Celery's ``mark_as_revoked`` would store its own exception, without a holder, and leave the
-    rest of the chain PENDING for ever.
+    Celery's ``mark_as_revoked`` would store its own exception, without a holder.
     """
     request = task.request
+    fail_followers(task, error, states.REVOKED)
     task.backend.mark_as_failure(
         request.id,
         error,
         request=request,
-        store_result=not _ignores_result(task, request),
+        store_result=not ignores_result(task),
         call_errbacks=False,
         state=states.REVOKED,
     )
+
+
+def fail_followers(task: Any, error: LockHeldError, state: str = states.FAILURE) -> None:
+    """Store an outcome for all that would have followed the current run, which does not run.
+
+    Celery tells the steps of a chain, and a chord whose body is one task. What else there is it
+    leaves PENDING for ever, some of it depending on its version: groups and chords that are
+    steps of a chain, a chord around a chord, a body that is a chain or a group, links, and what
+    follows a run whose own result is ignored.
+    """
+    request = task.request
+    if request.is_eager:
+        return  # its caller is told, and sends nothing else
+    for follower in _single_tasks((*(request.chain or ()), *(request.callbacks or ()))):
+        _fail(task, follower, error, state)
+    request.chain = None  # else Celery tells the chord of the same steps again
+    if request.chord:
+        _fail_body(task, request, error)
+
+
+def _fail(task: Any, follower: Context, error: Exception, state: str) -> None:
+    if is_finished(task, follower.id):
+        return  # by another member of the same chord
+    task.backend.store_result(follower.id, error, state, request=follower)
+    if follower.chord:
+        task.backend.on_chord_part_return(follower, state, error)
+        _fail_body(task, follower, error)
+
+
+def _fail_body(task: Any, member: Any, error: Exception) -> None:
+    """Tell the body of a member's chord, as far as Celery does not when the header is complete."""
+    body = member.chord
+    if body.get("subtask_type") != "group":  # whose members Celery tells of the error itself
+        error = ChordError(f"Dependency {member.id} raised {error!r}")
+    for follower in _single_tasks([body]):
+        if follower.id != body["options"].get("task_id") or follower.chord:
+            _fail(task, follower, error, states.FAILURE)
+
+
+def _single_tasks(signatures: Iterable[Mapping[str, Any]]) -> Iterator[Context]:
+    """The tasks that these consist of, and their links: as requests that know their chord."""
+    for signature in signatures:
+        kind, options = signature.get("subtask_type"), signature["options"]
+        inner = signature["kwargs"]
+        if kind == "chord":
+            for member in _single_tasks(maybe_list(inner["header"])):
+                member.chord = None  # it was not sent, and waits for nobody
+                yield member
+            yield from _single_tasks([inner["body"]])
+        elif kind in ("chain", "group"):
+            yield from _single_tasks(inner["tasks"])
+        elif options.get("task_id"):
+            yield Context(options, id=options["task_id"], group=options.get("group_id"))
+        yield from _single_tasks(maybe_list(options.get("link")) or ())
 
 
 def eager_outcome(result: Any, throw: bool) -> Any:
@@ -83,7 +140,8 @@ def _stored_state(task: Any, task_id: str) -> str | None:
         return None  # there is no result backend, or none that can be asked, or it is away
 
 
-def _ignores_result(task: Any, request: Any) -> bool:
+def ignores_result(task: Any) -> bool:
+    """Whether nobody is to hear of the current run's outcome: as its caller says, or its task."""
     # Celery's Context has a class-level default that looks like an explicit False.
-    said_by_caller = vars(request).get("ignore_result")
+    said_by_caller = vars(task.request).get("ignore_result")
     return bool(task.ignore_result if said_by_caller is None else said_by_caller)

@@ -80,7 +80,7 @@ class Outcome(NamedTuple):
     @property
     def states(self) -> set[str]:
         """The states that are right on the Celery that is installed."""
-        return set(_of_this_celery(self.state).split(" or "))
+        return set(of_this_celery(self.state).split(" or "))
 
 
 #: What is to become of it, or why it cannot happen; by the Celery version from which on it is so,
@@ -117,7 +117,7 @@ class Ending:
 
     def outcome(self, pool: str) -> Fate:
         """On this pool, with the Celery that is installed."""
-        return _of_this_celery(self.outcomes[pool])
+        return of_this_celery(self.outcomes[pool])
 
     @property
     def is_known_to_this_celery(self) -> bool:
@@ -125,7 +125,7 @@ class Ending:
         return Version(self.since) <= CELERY
 
 
-def _of_this_celery(value: Any) -> Any:
+def of_this_celery(value: Any) -> Any:
     if not isinstance(value, Mapping):
         return value
     return next(value[v] for v in sorted(value, key=Version, reverse=True) if Version(v) <= CELERY)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from endings_page import page
+import conflicts_page
+import endings_page
 
 ROOT = Path(__file__).parents[2]
 PYTHON = re.compile("```python\n(.*?)```", re.DOTALL)
@@ -26,10 +27,12 @@ PAGES = {name: examples(name) for name in ("mixing.md", "waiting.md")}
 SECTIONS = [(name, section) for name, sections in PAGES.items() for section in sections]
 
 
-def test_the_page_of_endings_is_the_table_that_the_tests_go_by():
-    written = (ROOT / "docs" / "endings.md").read_text("utf-8")
+@pytest.mark.parametrize("of", [conflicts_page, endings_page], ids=["conflicts", "endings"])
+def test_the_page_of_a_table_is_the_table_that_the_tests_go_by(of):
+    name = of.__name__.removesuffix("_page")
+    written = (ROOT / "docs" / f"{name}.md").read_text("utf-8")
 
-    assert written == page(), "python tests/support/endings_page.py > docs/endings.md"
+    assert written == of.page(), f"python tests/support/{of.__name__}.py > docs/{name}.md"
 
 
 @pytest.mark.parametrize(("name", "section"), SECTIONS)

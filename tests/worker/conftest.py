@@ -120,7 +120,7 @@ def settings(
         "broker_connection_retry_on_startup": True,
         "singleton_store_url": lock_server.url(),
         "history_url": result_backend,
-        "include": ["ending_tasks"],
+        "include": ["ending_tasks", "conflict_tasks"],
     }
 
 
@@ -153,7 +153,7 @@ def _close(app: Celery) -> None:
     # A result that is left over, as by a failed test, would connect again when it is collected.
     # RedisTestBackend.teardown prevents that too, but wakes each lazy task that it looks at.
     for each in gc.get_objects():
-        if issubclass(type(each), AsyncResult):
+        if issubclass(type(each), AsyncResult) and each.app is app:
             each.backend = None
     app.backend.result_consumer.stop()
     app.backend.client.connection_pool.disconnect()

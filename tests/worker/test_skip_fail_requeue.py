@@ -5,19 +5,17 @@ from __future__ import annotations
 from contextlib import suppress
 
 import pytest
-from celery import chain, chord, group, states
-from celery.exceptions import ChordError, TaskRevokedError
+from celery import states
+from celery.exceptions import TaskRevokedError
 
 from celery_singleton_lock import DuplicateTaskError, LockHeldError
 from timeline import overlaps
 from waiting import wait_until
 from worker_app import (
     app,
-    collect,
     hold,
     note_error,
     open_gate,
-    run,
     run_later,
     run_or_fail,
     run_or_fail_if_urgent,
@@ -37,11 +35,6 @@ def wait_for_requeue(worker, result):
     wait_until(
         lambda: f"[{result.id}] goes back to the queue" in worker.logs(), "the run was put back"
     )
-
-
-def by_id(result):
-    """The result as somebody sees it who only knows its id: with no way to its parents."""
-    return app.AsyncResult(result.id)
 
 
 @pytest.fixture(params=["json", "pickle"])
@@ -82,46 +75,6 @@ def test_monitors_see_a_skipped_run_as_revoked(worker, holder, label):
 
     event = revoked[skipped.id]
     assert (event["terminated"], event["expired"]) == (False, False)
-
-
-def test_a_group_with_a_skipped_member_becomes_ready(worker, holder, label, new_label):
-    other = new_label()
-
-    result = group(hold.si(label), run.si(other)).apply_async(queue=worker.worker_queue)
-    skipped, ran = result.get(timeout=10, propagate=False)
-
-    assert isinstance(skipped, DuplicateTaskError)
-    assert ran == other
-    assert result.ready()
-
-
-def test_a_chord_with_a_skipped_header_member_ends_in_chord_error(worker, holder, label, new_label):
-    header = [hold.si(label), run.si(new_label())]
-
-    body = chord(header, collect.s()).apply_async(queue=worker.worker_queue)
-
-    with pytest.raises(ChordError, match="DuplicateTaskError"):
-        by_id(body).get(timeout=10)
-
-
-@pytest.mark.parametrize("place", ["head", "middle"])
-def test_a_chain_with_a_skipped_step_ends_at_its_last_result(
-    worker, history, holder, label, new_label, place
-):
-    before, after = new_label(), new_label()
-    steps = [hold.si(label), collect.s(), run.si(after)]
-    if place == "middle":
-        steps.insert(0, run.si(before))
-
-    last = chain(*steps).apply_async(queue=worker.worker_queue)
-    result = by_id(last)
-
-    with pytest.raises(DuplicateTaskError) as caught:
-        result.get(timeout=10)
-    assert result.state == states.REVOKED
-    assert caught.value.holder.task_id == holder.id
-    assert len(history.runs(before)) == (1 if place == "middle" else 0)
-    assert history.runs(after) == []
 
 
 def test_a_run_that_fails_on_conflict_says_so_and_its_errback_runs(
