@@ -60,6 +60,8 @@ class HandLease:
         Raises:
             StoreError: The store did not answer; the lock ends with its ttl.
         """
+        if self._lease.pid != os.getpid():
+            return False  # a child that was forked in between; the lease is its parent's
         return self._locks.let_go(self._lease)
 
 

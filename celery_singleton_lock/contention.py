@@ -131,7 +131,8 @@ class _Contender:
 
     def _is_pointless(self, answer: Acquisition) -> bool:
         """Whether the lock cannot come soon, or its run had better go."""
-        return answer.is_holder_queued or self._is_stopping()
+        is_with_itself = answer.place is None  # it would ask without a pause
+        return answer.is_holder_queued or is_with_itself or self._is_stopping()
 
     def _is_stopping(self) -> bool:
         return self._locks.is_stopping() and not self._request.is_eager

@@ -268,3 +268,18 @@ def test_nobody_stays_awake_for_a_lock_that_is_kept_for_a_retry(often_passed, st
     fate = booking.deliver(waiting)
 
     assert (fate.state, fate.waiting.place) == (states.IGNORED, waiting.place)
+
+
+def test_who_stays_awake_goes_when_another_copy_of_its_message_has_the_lock(
+    often_passed, store, monkeypatch
+):
+    booking, waiting = often_passed
+
+    def await_turn(key, place, seconds):
+        store.lose_data()
+        store.acquire(key, "copy", 60.0, OTHER._replace(task_id="mine"))
+
+    monkeypatch.setattr(store, "await_turn", await_turn)
+    fate = booking.deliver(waiting)
+
+    assert (fate.state, fate.asked) == (states.IGNORED, 4)  # three times, and the copy once

@@ -89,10 +89,11 @@ def test_a_forked_child_shares_neither_connections_nor_renewal_with_its_parent(p
     assert {each.port for each in by_parent}.isdisjoint(each.port for each in by_child)
 
 
-def test_a_forked_child_that_unwinds_leaves_its_parents_lock_alone(private_server):
+@pytest.mark.parametrize("whose", ["task", "by_hand"])
+def test_a_forked_child_that_unwinds_leaves_its_parents_lock_alone(private_server, whose):
     program = Path(worker_app.__file__).with_name("forked_exit.py")
 
-    done = subprocess.run([sys.executable, str(program), private_server.url()], timeout=20)
+    done = subprocess.run([sys.executable, str(program), private_server.url(), whose], timeout=20)
 
     assert done.returncode == 0
 
