@@ -5,18 +5,18 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
-from threading import local
 from types import TracebackType
 from typing import Any, Union
 
 from .conflict import LONGEST_WAIT
 from .errors import Holder, LockHeldError, StoreError
 from .lease import Lease, NestedLease
-from .locks import AppLocks
+from .locks import AppLocks, current_execution
 from .options import LockOptions, named_lock_options
 from .stores.base import Claimant, Place
 
@@ -76,10 +76,13 @@ class Lock:
         lease = lock(app, "inventory", sku).acquire(wait_timeout=5)
         if lease: ...
 
-    One ``Lock`` may be used by several threads, and again. Within one thread it is re-entrant,
-    as is a task's lock within its body: the inner one gives nothing back.
+    One ``Lock`` may be used by several threads, and again. Within one thread, or one task of
+    asyncio, it is re-entrant, as is a task's lock within its body: the inner one gives nothing
+    back. A block may be left in another thread than it was entered in.
 
-    Not promised: ``lock_at_least_for``, which belongs to runs; and signals, which tell of runs.
+    Not promised: ``lock_at_least_for``, which belongs to runs; signals, which tell of runs; and
+    that a ``Lock`` which lives on gives back what a signal interrupted between the lock and the
+    block (Ctrl-C in that very moment).
 
     Args:
         app: The Celery app whose store it is.
@@ -95,7 +98,8 @@ class Lock:
         self._options = options
         options.key("", args, kwargs)  # what has no key says so here, not at the first use
         self._args, self._kwargs = args, kwargs
-        self._entered = local()
+        self._entered: list[tuple[object, Union[HandLease, NestedLease]]] = []
+        self._leaving = threading.Lock()
 
     @property
     def key(self) -> str:
@@ -111,7 +115,7 @@ class Lock:
         """Take the lock, standing in line for it for so many seconds at most.
 
         Returns:
-            The lease; ``None`` if somebody else had the lock all the time.
+            The lease; ``None`` if somebody else had the lock all the time, or had come before.
 
         Raises:
             StoreError: The store did not answer, so nobody knows whether the lock is free.
@@ -140,7 +144,7 @@ class Lock:
         lease, holder = self._acquire(seconds)
         if lease is None:
             raise LockHeldError(f"{self.key} was held for {seconds:g} s, now by {holder}", holder)
-        self._entered.__dict__.setdefault("leases", []).append(lease)
+        self._entered.append((current_execution(), lease))
         return lease
 
     def __exit__(
@@ -150,7 +154,23 @@ class Lock:
         traceback: TracebackType | None,
     ) -> None:
         """Give the lock back. A store that is away is logged: the lock ends with its ttl."""
-        lease = self._entered.leases.pop()
+        lease = self._left()
+        try:
+            self._give_back(lease)
+        except BaseException:
+            self._give_back(lease)  # a signal came up in there; the lock must not live on for it
+            raise
+
+    def _left(self) -> Union[HandLease, NestedLease]:
+        """The lease of the block that is left: the last one that was entered here, or anywhere."""
+        here = current_execution()
+        with self._leaving:
+            entered_here = [pair for pair in self._entered if pair[0] == here]
+            last = (entered_here or self._entered)[-1]
+            self._entered.remove(last)
+        return last[1]
+
+    def _give_back(self, lease: Union[HandLease, NestedLease]) -> None:
         try:
             lease.release()
         except StoreError as reason:

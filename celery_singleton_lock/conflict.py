@@ -64,9 +64,14 @@ class Conflict:
         return bool(self.task_id) and self.holder.task_id == self.task_id
 
     @property
+    def was_under_way(self) -> bool:
+        """A retry or a redelivered copy: its body has run before, or may have."""
+        return self.retries > 0 or self.is_redelivered
+
+    @property
     def was_let_in_before(self) -> bool:
-        """A retry, a redelivered copy, or put back before: its caller was promised an outcome."""
-        return self.retries > 0 or self.is_redelivered or self.requeues > 0
+        """Under way, or put back before: its caller was promised an outcome."""
+        return self.was_under_way or self.requeues > 0
 
 
 @dataclass(frozen=True)
@@ -165,16 +170,17 @@ def decide(name: str, conflict: Conflict) -> Outcome:
     """What becomes of the run under the policy of that name.
 
     A run never loses to itself, and whoever was let in before is not sent away (R5): such a run
-    goes back to the queue whatever the policy says. ``expires`` bounds that. An eager run has no
-    queue: it waits where it is.
+    goes back to the queue whatever the policy says. ``expires`` bounds that; ``wait_timeout``
+    only bounds the waiting of a run that was not under way before. An eager run has no queue: it
+    waits where it is.
     """
     policy = POLICIES[name]
-    if conflict.is_with_itself:
-        outcome: Outcome = Requeue(conflict.delay)
-    elif conflict.was_let_in_before and policy not in _PATIENT:
+    outcome = Requeue(conflict.delay) if conflict.is_with_itself else policy(conflict)
+    is_to_come_back = conflict.was_under_way or (
+        conflict.was_let_in_before and policy not in _PATIENT
+    )
+    if isinstance(outcome, (Skip, Fail)) and is_to_come_back:
         outcome = Requeue(conflict.delay)
-    else:
-        outcome = policy(conflict)
     if not conflict.is_eager or not isinstance(outcome, Requeue):
         return outcome
     if conflict.is_with_itself or conflict.is_holder_queued:

@@ -105,7 +105,11 @@ class _Contender:
     def _meet_conflict(self, answer: Acquisition) -> None:
         """Return with the lock in hand, or end the run."""
         conflict = self._conflict(answer)
-        name = policy_name(self._options.on_conflict, conflict)
+        try:
+            name = policy_name(self._options.on_conflict, conflict)
+        except Exception as error:  # of a callable
+            fail_followers(self._task, error)
+            raise
         is_told = False
         while True:
             outcome = decide(name, conflict)
@@ -139,7 +143,11 @@ class _Contender:
 
     def _conflict(self, answer: Acquisition) -> Conflict:
         request = self._request
-        waiting = Waiting.of(request).at_conflict(answer.place)
+        waiting = Waiting.of(request)
+        if answer.holder.task_id == request.id:
+            waiting = waiting.behind_itself()
+        else:
+            waiting = waiting.at_conflict(answer.place)
         waiting.note_in(request)
         return Conflict(
             task_name=self._task.name,

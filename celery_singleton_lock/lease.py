@@ -14,7 +14,7 @@ from collections.abc import Callable
 from enum import Enum, auto
 
 from .errors import Holder, LeaseLostError, StoreError
-from .stores.base import PLACE_LIVES, Acquisition, Claim, Claimant, LockStore, Place
+from .stores.base import PLACE_LIVES, UNTOLD, Acquisition, Claim, Claimant, LockStore, Place
 
 #: Seconds; one who stands in line shows this often that it is alive: twice before its place lapses.
 SHOW_EVERY = PLACE_LIVES / 3
@@ -147,6 +147,11 @@ class Lease:
         Raises:
             StoreError: The store did not answer.
         """
+        if place:
+            untold = place._replace(number=UNTOLD)
+            is_asked_again = self._place is not None and self._place.number == UNTOLD
+            place = untold if is_asked_again and not place.number else place
+            self._place = place if place.number else untold
         asked_at = self._clock()
         self._state = _State.ASKED
         answer = self._store.acquire(self.key, self._owner_token, self.ttl, self._claimant, place)
@@ -173,7 +178,7 @@ class Lease:
             StoreError: The store did not answer.
         """
         place = self._place or Place()
-        is_awake = place.number and place.due_in is None
+        is_awake = place.number > 0 and place.due_in is None
         seconds = min(seconds, SHOW_EVERY, self._look_in + 0.001)
         if is_awake and seconds > 0:
             self._store.await_turn(self.key, place, seconds)
@@ -229,12 +234,13 @@ class Lease:
         Asks no store: the answer comes from the lease's clock and its last renewal.
 
         Raises:
-            LeaseLostError: The lease has ended; another run may have the lock.
+            LeaseLostError: The lease has ended, or was given back; another run may have the lock.
         """
-        if self.is_lost:
+        is_given_back = self._state in (_State.RELEASING, _State.RELEASED)
+        if self.is_lost or is_given_back:
+            how = "was given back" if is_given_back else "ended while its run was still going on"
             raise LeaseLostError(
-                f"The lease on {self.key} ended while its run was still going on; "
-                "another run may have the lock now"
+                f"The lease on {self.key} {how}; another run may have the lock now"
             )
 
     def hold(self, seconds: float) -> bool:

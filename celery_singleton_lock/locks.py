@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import mmap
 import os
@@ -23,14 +24,23 @@ from .stores.base import Claim, LockStore
 logger = logging.getLogger(__name__)
 
 
+def current_execution() -> tuple[object, ...]:
+    """What runs here: a thread or greenlet, and a task of asyncio if it is one."""
+    try:
+        coroutine = asyncio.current_task()
+    except RuntimeError:  # no event loop runs here
+        coroutine = None
+    return threading.get_ident(), coroutine
+
+
 class _Held(NamedTuple):
-    thread: int
+    execution: tuple[object, ...]
     lease: Lease
     is_abandoned: Callable[[], bool]
 
 
-#: The leases of the execution that runs here, outermost first. Per thread, greenlet and
-#: coroutine, like the executions themselves.
+#: The leases of the execution that runs here, outermost first; and those of the one that has
+#: started it, for threads, greenlets and coroutines can inherit a context.
 _held_here: ContextVar[tuple[_Held, ...]] = ContextVar("held_here", default=())
 
 
@@ -91,9 +101,8 @@ class AppLocks:
 
     def enclosing_lease(self, key: str) -> Lease | None:
         """The lease on ``key`` that the execution around this call holds already."""
-        for thread, lease, is_abandoned in _held_here.get():
-            # Greenlets and threads can inherit a context; they are executions of their own.
-            is_ours = lease.store is self.store and thread == threading.get_ident()
+        for execution, lease, is_abandoned in _held_here.get():
+            is_ours = lease.store is self.store and execution == current_execution()
             if is_ours and lease.key == key and lease.is_held and not is_abandoned():
                 return lease
         return None
@@ -108,7 +117,9 @@ class AppLocks:
         def is_abandoned() -> bool:
             return alive() is None
 
-        _held_here.set((*_held_here.get(), _Held(threading.get_ident(), lease, is_abandoned)))
+        # Some were let go by another thread, or never.
+        others = (held for held in _held_here.get() if not held.lease.is_over)
+        _held_here.set((*others, _Held(current_execution(), lease, is_abandoned)))
         self._renewer.keep(lease, on_lost, is_abandoned)
 
     def __str__(self) -> str:

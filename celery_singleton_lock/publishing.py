@@ -68,6 +68,10 @@ class Waiting:
             return replace(self, since=since)
         return replace(self, since=since, place=place.number, served=place.served)
 
+    def behind_itself(self) -> Waiting:
+        """The same, now that the run has met its own lock: that time does not count."""
+        return replace(self, since=None)
+
     def note_in(self, request: Any) -> None:
         """Have the current run say so."""
         request.headers = {**(request.headers or {}), HEADER: list(astuple(self))}

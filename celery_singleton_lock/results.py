@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
 
@@ -12,6 +13,8 @@ from celery.result import EagerResult
 from celery.utils.functional import maybe_list
 
 from .errors import LockHeldError
+
+logger = logging.getLogger(__name__)
 
 
 class DuplicateTaskError(LockHeldError, TaskRevokedError):
@@ -52,7 +55,7 @@ def store_skipped(task: Any, error: DuplicateTaskError) -> None:
     )
 
 
-def fail_followers(task: Any, error: LockHeldError, state: str = states.FAILURE) -> None:
+def fail_followers(task: Any, error: Exception, state: str = states.FAILURE) -> None:
     """Store an outcome for all that would have followed the current run, which does not run.
 
     Celery tells the steps of a chain, and a chord whose body is one task. What else there is it
@@ -72,21 +75,23 @@ def fail_followers(task: Any, error: LockHeldError, state: str = states.FAILURE)
 
 def _fail(task: Any, follower: Context, error: Exception, state: str) -> None:
     if is_finished(task, follower.id):
-        return  # by another member of the same chord
-    task.backend.store_result(follower.id, error, state, request=follower)
+        return  # it had its turn: the run is a second copy of one that is long over
+    try:
+        task.backend.store_result(follower.id, error, state, request=follower)
+        if follower.chord:
+            task.backend.on_chord_part_return(follower, state, error)
+    except Exception:
+        logger.exception("Could not store that %s will not run; others are told", follower.id)
     if follower.chord:
-        task.backend.on_chord_part_return(follower, state, error)
         _fail_body(task, follower, error)
 
 
 def _fail_body(task: Any, member: Any, error: Exception) -> None:
-    """Tell the body of a member's chord, as far as Celery does not when the header is complete."""
-    body = member.chord
-    if body.get("subtask_type") != "group":  # whose members Celery tells of the error itself
+    """Tell the body of a member's chord at once; Celery does when the header is complete."""
+    if member.chord.get("subtask_type") != "group":  # whose members Celery gives the error itself
         error = ChordError(f"Dependency {member.id} raised {error!r}")
-    for follower in _single_tasks([body]):
-        if follower.id != body["options"].get("task_id") or follower.chord:
-            _fail(task, follower, error, states.FAILURE)
+    for follower in _single_tasks([member.chord]):
+        _fail(task, follower, error, states.FAILURE)
 
 
 def _single_tasks(signatures: Iterable[Mapping[str, Any]]) -> Iterator[Context]:

@@ -48,7 +48,8 @@ class Place(NamedTuple):
     """Where a run stands in a lock's line, first come first served.
 
     Attributes:
-        number: Its place; earlier ones come first. 0: a new one, at the end.
+        number: Its place; earlier ones come first. 0: a new one, at the end. :data:`UNTOLD`: the
+            one that this owner has already, if it has one, else a new one.
         served: The line's count of those who were let in, as of when it first stood there.
         due_in: Seconds until it asks again by itself, from its queue; ``None``: it is awake, and
             waits to be handed the lock.
@@ -83,6 +84,8 @@ class Acquisition(NamedTuple):
     is_holder_queued: bool = False
 
 
+#: Number of a place that was asked for, while it is not known whether the store gave it.
+UNTOLD = -1
 #: Seconds that the place of one who is awake lives after its last question.
 PLACE_LIVES = 2.0
 #: Seconds that the place of one who is in its queue lives after it was due.

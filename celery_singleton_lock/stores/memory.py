@@ -17,6 +17,7 @@ from .base import (
     HANDED_OVER_FOR,
     MOST_PASSES,
     PLACE_LIVES,
+    UNTOLD,
     Acquisition,
     Claim,
     Claimant,
@@ -101,6 +102,7 @@ class MemoryStore(LockStore):
         """See :meth:`LockStore.acquire`."""
         with self._mutex:
             now = self._clock()
+            place = self._found(key, place, owner_token)
             number = place.number if place else 0
             held = self._living(key)
             if held is None:
@@ -114,7 +116,7 @@ class MemoryStore(LockStore):
                     answer = Acquisition(False, ahead.holder, look_in=look_in)
                     return self._stand(key, answer, owner_token, claimant, place)
             if held is None or held.is_for(owner_token, claimant.task_id):
-                self._lines.get(key, {}).pop(number, None)
+                self._leave(key, number)
                 self._last_fencing_token = max(self._last_fencing_token + 1, int(now * 1_000_000))
                 since = now if held is None else held.holder.since
                 holder = Holder(*claimant, since=since, fencing_token=self._last_fencing_token)
@@ -150,8 +152,9 @@ class MemoryStore(LockStore):
     ) -> bool:
         """See :meth:`LockStore.release`."""
         with self._mutex:
+            place = self._found(key, place, owner_token)
             if place:
-                self._lines.get(key, {}).pop(place.number, None)
+                self._leave(key, place.number)
             held = self._living(key)
             if held is None or owner_token not in (held.owner_token, held.heir):
                 return False
@@ -247,14 +250,29 @@ class MemoryStore(LockStore):
         return place.served if place.served <= served else 0  # the count has begun anew
 
     def _count_served(self, key: str, is_anybody_queued: bool) -> None:
-        self._served[key] = self._served.get(key, 0) + is_anybody_queued
+        if is_anybody_queued:
+            self._served[key] = self._served.get(key, 0) + 1
+
+    def _found(self, key: str, place: Place | None, owner_token: str) -> Place | None:
+        """The place with its number, if that was not told."""
+        if place is None or place.number != UNTOLD:
+            return place
+        line = self._lines.get(key, {}).values()
+        number = next((each.number for each in line if each.owner_token == owner_token), 0)
+        return place._replace(number=number)
+
+    def _leave(self, key: str, number: int) -> None:
+        line = self._lines.get(key, {})
+        line.pop(number, None)
+        if not line:
+            self._lines.pop(key, None)
 
     def _hand_over(self, key: str, ahead: _StandingPlace, is_anybody_queued: bool) -> _HeldLock:
         now = self._clock()
         holder = Holder(*ahead.claimant, since=now, fencing_token=0)
         expires_at = now + HANDED_OVER_FOR
         held = self._locks[key] = _HeldLock(_NOBODY, expires_at, holder, heir=ahead.owner_token)
-        del self._lines[key][ahead.number]
+        self._leave(key, ahead.number)
         self._count_served(key, is_anybody_queued)
         self._mutex.notify_all()
         return held

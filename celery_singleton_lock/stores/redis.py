@@ -15,7 +15,8 @@ key                                   type   content                   lives
 ``singleton:{23}:line:1:shop.buy:…``  zset   who stands in line:       10 s from the last one
                                              awake                     who joined or asked again
 ``…:line:…:queue``                    zset   in their queue            likewise
-``…:line:…:served``                   string a counter: see line.lua   10 s from its last change
+``…:line:…:served``                   string a counter: see line.lua   10 min from its last
+                                                                       change
 ``…:line:…:1763700000000000``         string one place, as JSON        until it lapses
 ``…:line:…:1763700000000000:wake``    list   wakes its owner           2 s, or until it has
 ``singleton:{23}:fencing``            hash   the bucket: its last      for ever: there are 64
@@ -50,6 +51,7 @@ from .base import (
     HANDED_OVER_FOR,
     MOST_PASSES,
     PLACE_LIVES,
+    UNTOLD,
     Acquisition,
     Claim,
     Claimant,
@@ -64,11 +66,15 @@ COMMAND_TIMEOUT = 2.0
 
 #: Seconds; longer than any place in it lives without being asked for.
 LINE_LIVES = 10.0
+#: Seconds; longer than a slot is usually busy while a run that was put back waits for it.
+SERVED_LIVES = 600.0
 
 _LINE = {
     "MOST_PASSES": MOST_PASSES,
     "HANDED_OVER_MS": round(HANDED_OVER_FOR * 1000),
+    "UNTOLD": UNTOLD,
     "LINE_LIVES_MS": round(LINE_LIVES * 1000),
+    "SERVED_LIVES_MS": round(SERVED_LIVES * 1000),
 }
 ACQUIRE = load_script("line", "acquire", **_LINE)
 RENEW = load_script("renew")

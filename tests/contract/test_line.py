@@ -11,6 +11,7 @@ from celery_singleton_lock.stores.base import (
     HANDED_OVER_FOR,
     MOST_PASSES,
     PLACE_LIVES,
+    UNTOLD,
     Claimant,
     Place,
 )
@@ -152,6 +153,58 @@ def test_nothing_but_its_heir_takes_a_lock_that_was_handed_over_and_nobody_renew
     assert not store.hold(KEY, "b", LONG)
     assert not runs.has("b2", task_id="task-b", place=Place())
     assert runs.has("b")
+
+
+@pytest.mark.parametrize("due_in", [None, 5.0])
+def test_who_was_not_told_its_place_finds_it(runs, due_in):
+    runs.asks("a")
+    place = runs.asks("b", due_in=due_in).place
+    runs.asks("c", due_in=due_in)
+
+    again = runs.asks("c", due_in=due_in, place=Place(UNTOLD)).place
+    found = runs.asks("b", due_in=due_in, place=Place(UNTOLD)).place
+
+    assert found == place
+    assert again.number > found.number
+
+
+def test_who_has_no_place_that_it_was_not_told_gets_a_new_one(runs):
+    runs.asks("a")
+    before = runs.asks("b").place
+
+    assert runs.asks("c", place=Place(UNTOLD)).place.number > before.number
+
+
+def test_an_heir_that_was_not_told_its_place_leaves_none_behind(runs):
+    runs.asks("a")
+    runs.asks("b")
+    runs.releases("a")
+
+    assert runs.has("b", place=Place(UNTOLD))
+    runs.releases("b")
+
+    assert runs.holder() is None
+    assert runs.new_one_has("c")
+
+
+def test_a_lock_that_expired_is_not_handed_to_its_asker_but_given(runs, let_time_pass):
+    runs.asks("a", ttl=PLACE_LIVES / 4)
+    runs.asks("b")
+    let_time_pass(PLACE_LIVES / 4 + AFTER)
+
+    assert runs.has("b", place=Place(UNTOLD))
+    runs.releases("b")
+    assert runs.holder() is None
+
+
+def test_who_leaves_without_having_been_told_its_place_leaves_none_behind(runs, store):
+    runs.asks("a")
+    runs.asks("b")
+
+    store.release(KEY, "b", place=Place(UNTOLD))
+    runs.releases("a")
+
+    assert runs.holder() is None
 
 
 def test_places_lapse_when_their_owners_show_no_sign_of_life(runs, let_time_pass):

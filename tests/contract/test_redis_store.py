@@ -318,4 +318,6 @@ def test_what_a_line_leaves_behind_expires(store, client):
     assert len(keys) == 8  # lock, bucket, two sets, count, two places, wake
     assert {key for key in keys if client.ttl(key) == -1} == {"singleton:{7}:fencing"}
     assert all(key.startswith("singleton:{7}:") for key in keys)
-    assert max(client.ttl(key) for key in keys) <= 10
+    count = {"singleton:{7}:line:1:report:42:served"}
+    assert max(client.ttl(key) for key in keys - count) <= 10
+    assert 590 < client.ttl(*count) <= 600  # it outlives what makes a run late: a busy slot

@@ -9,7 +9,7 @@ import pytest
 
 from celery_singleton_lock.errors import StoreError
 from celery_singleton_lock.stores import store_from_url
-from celery_singleton_lock.stores.base import Claim, Claimant
+from celery_singleton_lock.stores.base import Claim, Claimant, Place
 from celery_singleton_lock.stores.redis import ACQUIRE, HOLD, RELEASE, RENEW
 from fault_proxy import FaultProxy
 from servers import redis_or_skip
@@ -245,6 +245,25 @@ def test_a_server_without_memory_refuses_locks_and_keeps_those_that_it_has(
 
     assert store.holder(other) is None, "nothing was half taken"
     assert store.acquire(other, "b", 60.0, YOU).is_acquired
+
+
+def test_a_server_without_memory_hands_locks_over_and_keeps_them_for_as_long_as_is_said(
+    server, client, new_store
+):
+    other = "singleton:{7}:1:other"
+    store = new_store(server.url())
+    store.acquire(KEY, "a", 60.0, ME)
+    store.acquire(KEY, "b", 60.0, YOU, Place())
+    store.acquire(other, "c", 60.0, ME)
+    client.config_set("maxmemory", 1)
+    try:
+        assert store.release(KEY, "a")
+        assert store.holder(KEY).task_id == YOU.task_id
+        assert store.release(other, "c", at_least_for=10.0)
+        assert client.pttl(other) <= 10_000
+        assert client.hget(other, "owner_token") == ""
+    finally:
+        client.config_set("maxmemory", 0)
 
 
 @pytest.mark.parametrize("before", ["", "0ld-pw"], ids=["none", "another"])

@@ -249,6 +249,11 @@ CHORDS: Sequence[Place] = [
         in_its_error=["one", "two"],
     ),
     Place(
+        "in the header of a chord whose body is a group of chains",
+        "chord([duplicate, other], group(chain(one, two), three))",
+        in_its_error=["one", "two", "three"],
+    ),
+    Place(
         "as the body of a chord",
         "chord([one, two], duplicate.on_error(errback))",
         errback_of="duplicate",
@@ -271,6 +276,11 @@ CHAINS: Sequence[Place] = [
         with_it=["last"],
         is_ignored=True,
     ),
+    Place(
+        "before a step with a link",
+        "chain(duplicate, last.set(link=[after]))",
+        with_it=["last", "after"],
+    ),
     Place("before a group", "chain(duplicate, group(one, two))", with_it=["one", "two"]),
     Place(
         "before a group that is not the last step",
@@ -280,6 +290,11 @@ CHAINS: Sequence[Place] = [
     Place(
         "before a chord",
         "chain(duplicate, chord([one, two], body))",
+        with_it=["one", "two", "body"],
+    ),
+    Place(
+        "before a chord with an errback",
+        "chain(duplicate, chord([one, two], body.on_error(errback)))",
         with_it=["one", "two", "body"],
     ),
     Place(
@@ -339,6 +354,18 @@ NESTED: Sequence[Place] = [
         "chord([chord([duplicate, other], inner), third], body.on_error(errback))",
         in_chord_error=["inner", "body"],
         errback_of="body",
+    ),
+    Place(
+        "in a chord in the header of a chord, three times",
+        "chord([chord([duplicate, duplicate_2, duplicate_3], inner), z], body.on_error(errback))",
+        in_chord_error=["inner", "body"],
+        errback_of="body",
+    ),
+    Place(
+        "in a chain in the header of a chord that a step follows",
+        "chain(chord([chain(duplicate, last), other], body), end)",
+        with_it=["last"],
+        in_chord_error=["body", "end"],
     ),
     Place(
         "in a chain that is a link", "first.set(link=[chain(duplicate, last)])", with_it=["last"]

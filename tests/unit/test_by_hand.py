@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ from celery_singleton_lock import (
     SingletonTask,
     StoreError,
     lock,
+    locks,
 )
 from celery_singleton_lock.locks import AppLocks
 from celery_singleton_lock.stores.base import Claimant
@@ -144,6 +146,61 @@ def test_a_lock_is_reentrant_within_a_thread_and_only_there(anvils):
             assert inner.fencing_token == outer.fencing_token
         assert anvils.holder() is not None
         assert elsewhere(anvils.acquire) is None
+
+
+def test_a_block_may_be_left_in_another_thread_than_it_was_entered_in(anvils):
+    anvils.__enter__()
+
+    elsewhere(anvils.__exit__, None, None, None)
+
+    assert anvils.holder() is None
+    assert elsewhere(anvils.acquire)
+
+
+def test_a_block_that_has_lost_its_lock_does_not_give_back_that_of_another_thread(app, anvils):
+    with anvils:
+        AppLocks.of(app).store.lose_data()
+        theirs = elsewhere(anvils.__enter__)
+
+    assert anvils.holder().fencing_token == theirs.fencing_token
+    elsewhere(anvils.__exit__, None, None, None)
+    assert anvils.holder() is None
+
+
+def test_a_coroutine_that_was_started_within_a_block_does_not_hold_its_lock(anvils):
+    async def take():
+        lease = anvils.acquire()
+        return lease and lease.release()
+
+    async def both():
+        with anvils as outer:
+            with anvils as inner:
+                assert inner.fencing_token == outer.fencing_token
+            return await asyncio.create_task(take())
+
+    assert asyncio.run(both()) is None
+
+
+def test_a_block_whose_end_is_interrupted_gives_the_lock_back(app, anvils, monkeypatch):
+    store = AppLocks.of(app).store
+    release = store.release
+
+    def interrupt(*args):
+        monkeypatch.setattr(store, "release", release)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(store, "release", interrupt)
+    with pytest.raises(KeyboardInterrupt), anvils:
+        pass
+
+    assert anvils.holder() is None
+
+
+def test_leases_that_are_let_go_elsewhere_are_not_remembered(app):
+    for sku in range(20):
+        elsewhere(lock(app, "inventory", sku).acquire().release)
+
+    assert len(locks._held_here.get()) <= 1
 
 
 def test_within_its_body_a_runs_lock_can_be_taken_again(task):

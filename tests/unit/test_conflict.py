@@ -59,6 +59,14 @@ def test_requeue_fails_when_its_wait_timeout_is_over_and_not_before():
     assert isinstance(decide("requeue", replace(waits, waited=10.0)), Fail)
 
 
+@pytest.mark.parametrize("policy", ["requeue", "wait"])
+@pytest.mark.parametrize("change", [{"retries": 1}, {"is_redelivered": True}])
+def test_a_wait_timeout_is_not_for_runs_that_were_under_way(policy, change):
+    late = replace(MET, wait_timeout=10.0, waited=10.0, delay=0.2, **change)
+
+    assert decide(policy, late) == Requeue(0.2)
+
+
 def test_a_conflict_with_itself_has_no_wait_timeout():
     with_itself = replace(MET, task_id="theirs", wait_timeout=10.0, waited=99.0)
 

@@ -283,3 +283,65 @@ def test_who_stays_awake_goes_when_another_copy_of_its_message_has_the_lock(
     fate = booking.deliver(waiting)
 
     assert (fate.state, fate.asked) == (states.IGNORED, 4)  # three times, and the copy once
+
+
+@pytest.mark.parametrize("policy", ["requeue", "wait"])
+def test_time_behind_its_own_lock_is_no_waiting(new_booking, store, policy):
+    booking = new_booking(on_conflict=policy, wait_timeout=60)
+    store.lose_data()
+    store.acquire(booking.key, "copy", 60.0, OTHER._replace(task_id="mine"))
+
+    fate = booking.deliver(Waiting(since=1.0, requeues=9))
+
+    assert (fate.state, fate.waiting.since) == (states.IGNORED, None)
+
+
+@pytest.fixture
+def new_link(app):
+    """Makes results of tasks that are to follow a run."""
+    return lambda: app.AsyncResult(str(uuid4()))
+
+
+@pytest.mark.parametrize("answer", ["ignore", KeyError("sku")], ids=["no policy", "an error"])
+def test_a_callable_that_answers_with_no_policy_fails_its_run_and_who_would_have_followed(
+    new_booking, new_link, answer
+):
+    def on_conflict(conflict):
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    booking, link = new_booking(on_conflict=on_conflict), new_link()
+
+    fate = booking.deliver(callbacks=[booking.task.si().set(task_id=link.id)])
+
+    assert (fate.state, link.state) == (states.FAILURE, states.FAILURE)
+
+
+def test_one_outcome_that_cannot_be_stored_does_not_keep_the_others_from_theirs(
+    new_booking, new_link, app, monkeypatch
+):
+    booking, first, second = new_booking(on_conflict="skip"), new_link(), new_link()
+    store_result = app.backend.store_result
+
+    def store_all_but_the_first(task_id, *args, **kwargs):
+        if task_id == first.id:
+            raise OSError("no space left")
+        return store_result(task_id, *args, **kwargs)
+
+    monkeypatch.setattr(app.backend, "store_result", store_all_but_the_first)
+    fate = booking.deliver(
+        callbacks=[booking.task.si().set(task_id=link.id) for link in (first, second)]
+    )
+
+    assert (fate.state, first.state) == (states.IGNORED, states.PENDING)
+    assert second.state == states.REVOKED
+
+
+def test_the_outcome_of_who_has_had_its_turn_already_stays(new_booking, new_link, app):
+    booking, link = new_booking(on_conflict="skip"), new_link()
+    app.backend.store_result(link.id, KeyError("sku"), states.FAILURE)
+
+    booking.deliver(callbacks=[booking.task.si().set(task_id=link.id)])
+
+    assert link.state == states.FAILURE

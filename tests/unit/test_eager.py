@@ -10,6 +10,7 @@ from celery import Celery, states
 
 from celery_singleton_lock import (
     DuplicateTaskError,
+    LeaseLostError,
     LockHeldError,
     SingletonTask,
     StoreError,
@@ -200,7 +201,8 @@ def test_a_lock_that_is_given_back_early_is_free_for_the_rest_of_the_body(app, l
     def task(self, depth):
         assert self.lease.release()
         assert not self.lease.release()
-        self.lease.check()
+        with pytest.raises(LeaseLostError, match="was given back"):
+            self.lease.check()
         assert locks.store.holder(self._lock_options.key("singleton:", (depth,), {})) is None
         return depth
 

@@ -145,6 +145,35 @@ def test_a_lock_whose_reply_was_lost_is_given_back_all_the_same(new_lease, store
     assert store.holder("report") is None
 
 
+def test_after_a_lost_reply_who_asks_again_stands_where_it_stands_already(new_lease, store):
+    first, lease = new_lease(task_id="first"), new_lease(task_id="second")
+    first.acquire()
+    store.loses_replies = True
+    with pytest.raises(StoreError):
+        lease.acquire(Place())
+    store.loses_replies = False
+    third = new_lease(task_id="third").acquire(Place()).place
+
+    assert lease.acquire(Place()).place.number < third.number
+    lease.release()
+    first.release()
+    assert store.holder("report").task_id == "third"
+
+
+def test_a_place_whose_reply_was_lost_is_left_all_the_same(new_lease, store):
+    first, lease = new_lease(task_id="first"), new_lease(task_id="second")
+    first.acquire()
+    store.loses_replies = True
+    with pytest.raises(StoreError):
+        lease.acquire(Place())
+    store.loses_replies = False
+
+    lease.release()
+
+    first.release()
+    assert store.holder("report") is None
+
+
 def test_a_release_that_was_interrupted_can_be_made_again(new_lease, store):
     lease = new_lease()
     lease.acquire()
@@ -154,6 +183,15 @@ def test_a_release_that_was_interrupted_can_be_made_again(new_lease, store):
     store.release = release
 
     assert lease.release()
+
+
+def test_the_check_of_a_lease_that_was_given_back_says_so(new_lease):
+    lease = new_lease()
+    lease.acquire()
+    lease.release()
+
+    with pytest.raises(LeaseLostError, match="was given back"):
+        lease.check()
 
 
 def test_a_confirmed_loss_stays_a_loss(new_lease, clock):

@@ -13,7 +13,8 @@
 -- ARGV[3]  task id of the claimant
 -- ARGV[4]  worker of the claimant
 -- ARGV[5]  pid of the claimant
--- ARGV[6]  number of its place in line, 0 for a new one, or "" for none
+-- ARGV[6]  number of its place in line, 0 for a new one, UNTOLD for one that may be there
+--          already, or "" for none
 -- ARGV[7]  the line's count of those who were let in, as of when it first stood there
 -- ARGV[8]  ms until its owner asks again by itself, or 0 if it waits to be handed the lock
 -- ARGV[9]  ms that the place lives
@@ -22,7 +23,8 @@
 --          {0, task id, worker, pid, since in µs, fencing token} of the holder, and then the number
 --          of the claimant's place or 0, the line's count as of when it first stood there, how many
 --          were let in since, ms until the lock may be free, and 1 if it is kept for a retry
-local own_number = tonumber(ARGV[6])
+local own_place = find_number(KEYS[3], ARGV[6], ARGV[1])
+local own_number = tonumber(own_place)
 if own_number == 0 then
   own_number = nil
 end
@@ -39,7 +41,7 @@ local function stand_in_line(now_us)
   local due_ms, members = tonumber(ARGV[8]), KEYS[3]
   if due_ms > 0 then
     due_ms, members = math.ceil(now_us / 1000) + due_ms, KEYS[3] .. ":queue"
-    redis.call("PEXPIRE", KEYS[3] .. ":served", LINE_LIVES_MS)
+    redis.call("PEXPIRE", KEYS[3] .. ":served", SERVED_LIVES_MS)
   end
   local served = served_so_far(KEYS[3])
   local place = {
@@ -49,7 +51,7 @@ local function stand_in_line(now_us)
   local number = own_number or now_us
   if own_number then
     place.served = own_served()
-    leave_line(KEYS[3], ARGV[6])
+    leave_line(KEYS[3], own_place)
   end
   while not redis.call("SET", KEYS[3] .. ":" .. string.format("%.0f", number),
       cjson.encode(place), "NX", "PX", ARGV[9]) do
@@ -64,7 +66,7 @@ end
 local function refuse(holder, free_in_ms, is_kept_for_retry)
   local number, served, seen = 0, 0, 0
   local is_with_itself = holder[1] == ARGV[3] and ARGV[3] ~= ""
-  if ARGV[6] ~= "" and not is_with_itself then
+  if own_place ~= "" and not is_with_itself then
     number, served, seen = stand_in_line(now_in_us())
   end
   local task_id, worker, pid, since_us, fencing_token = unpack(holder)
@@ -105,7 +107,7 @@ if owner_token ~= ARGV[1] then
     end
   end
   if own_number and not is_handed_over then
-    leave_line(KEYS[3], ARGV[6])
+    leave_line(KEYS[3], own_place)
   end
   -- The clock keeps the number growing when the counter is lost (R9). Both are below 2^53, so
   -- the doubles of Lua 5.1 are exact; its tostring() is not, hence "%.0f".

@@ -3,12 +3,14 @@
 -- <line>                sorted set: the numbers of those who are awake, by number
 -- <line>:queue          sorted set: of those who are in their queue, likewise
 -- <line>:served         string: how often somebody was let in while somebody was in its queue
+--                       (kept for longer than the line: who was in a busy queue asks late)
 -- <line>:<number>       string: a place, in JSON: owner_token, task_id, worker, pid; due_ms: when
 --                       its owner asks by itself, 0 if it is awake; served: as above, when it came.
 --                       Expires when the place lapses
 -- <line>:<number>:wake  list: gets an item when the lock is handed to the place
 --
--- MOST_PASSES, HANDED_OVER_MS, LINE_LIVES_MS  see stores/base.py and stores/redis.py
+-- MOST_PASSES, HANDED_OVER_MS, UNTOLD, LINE_LIVES_MS, SERVED_LIVES_MS  see stores/base.py and
+-- stores/redis.py
 
 local function now_in_us()
   local time = redis.call("TIME")
@@ -62,7 +64,23 @@ end
 
 local function count_served(line)
   redis.call("INCR", line .. ":served")
-  redis.call("PEXPIRE", line .. ":served", LINE_LIVES_MS)
+  redis.call("PEXPIRE", line .. ":served", SERVED_LIVES_MS)
+end
+
+-- The number as it was given, "" for none; that of an owner which was not told it is looked for.
+local function find_number(line, number, owner_token)
+  if tonumber(number) ~= UNTOLD then
+    return number
+  end
+  for _, members in ipairs({line, line .. ":queue"}) do
+    for _, member in ipairs(redis.call("ZRANGE", members, 0, -1)) do
+      local packed = redis.call("GET", line .. ":" .. member)
+      if packed and cjson.decode(packed).owner_token == owner_token then
+        return member
+      end
+    end
+  end
+  return "0"
 end
 
 local function leave_line(line, number)
@@ -73,13 +91,14 @@ end
 
 -- The lock is the place's from here on, for a moment: whoever wakes up there confirms it.
 local function hand_over(lock, line, number, place, is_anybody_queued)
+  -- First: when memory is short Redis refuses what needs more, but not once something was written.
+  redis.call("ZREM", line, number)
+  redis.call("DEL", line .. ":" .. number)
   redis.call("HSET", lock,
     "owner_token", "", "heir", place.owner_token,
     "task_id", place.task_id, "worker", place.worker, "pid", place.pid,
     "since_us", string.format("%.0f", now_in_us()), "fencing_token", 0, "hold_ms", 0)
   redis.call("PEXPIRE", lock, HANDED_OVER_MS)
-  redis.call("ZREM", line, number)
-  redis.call("DEL", line .. ":" .. number)
   local wake = line .. ":" .. number .. ":wake"
   redis.call("LPUSH", wake, 1)
   redis.call("PEXPIRE", wake, HANDED_OVER_MS)

@@ -8,10 +8,10 @@
 -- KEYS[2]  the lock's line
 -- ARGV[1]  owner token
 -- ARGV[2]  ms that the lock is to be kept at least, from when it was taken
--- ARGV[3]  number of the place to leave, or ""
+-- ARGV[3]  number of the place to leave, UNTOLD for one that may be there, or ""
 -- Returns  1 released, 0 not ours any more (expired, or another run holds it)
 if ARGV[3] ~= "" then
-  leave_line(KEYS[2], ARGV[3])
+  leave_line(KEYS[2], find_number(KEYS[2], ARGV[3], ARGV[1]))
 end
 local owner_token, heir, since_us, hold_ms =
   unpack(redis.call("HMGET", KEYS[1], "owner_token", "heir", "since_us", "hold_ms"))
@@ -26,8 +26,10 @@ if at_least_ms > 0 and not is_never_taken then
   keep_ms = math.max(keep_ms, math.ceil(at_least_ms - held_ms))
 end
 if keep_ms > 0 then
+  -- In this order: see hand_over.
+  redis.call("PEXPIRE", KEYS[1], string.format("%.0f", keep_ms))
   redis.call("HSET", KEYS[1], "owner_token", "")
-  return redis.call("PEXPIRE", KEYS[1], string.format("%.0f", keep_ms))
+  return 1
 end
 local number, place, is_anybody_queued = next_in_line(KEYS[2])
 if not place or place.due_ms > 0 then
