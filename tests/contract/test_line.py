@@ -15,6 +15,7 @@ from celery_singleton_lock.stores.base import (
     Claimant,
     Place,
 )
+from celery_singleton_lock.stores.memory import MemoryStore
 
 KEY = "singleton:{7}:1:report:42"
 LONG = 60.0
@@ -466,3 +467,16 @@ def test_who_stood_in_line_stands_there_again_in_a_store_that_has_lost_its_data(
     runs.releases("a")
 
     assert runs.holder() == "b"
+
+
+def test_a_line_that_is_over_leaves_nothing_in_memory():
+    store = MemoryStore()
+    runs = Runs(store)
+    for letter in "abc":
+        runs.asks(letter)
+    runs.releases("a")
+    runs.asks("b")
+    runs.leaves("c")
+    runs.releases("b")
+
+    assert (store._locks, store._lines, store._served) == ({}, {}, {})

@@ -321,3 +321,6 @@ def test_what_a_line_leaves_behind_expires(store, client):
     count = {"singleton:{7}:line:1:report:42:served"}
     assert max(client.ttl(key) for key in keys - count) <= 10
     assert 590 < client.ttl(*count) <= 600  # it outlives what makes a run late: a busy slot
+    client.expire(*count, 5)
+    store.acquire(KEY, "e", 60.0, ME._replace(task_id="e"), Place(due_in=1.0))
+    assert 590 < client.ttl(*count) <= 600
