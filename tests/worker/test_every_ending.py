@@ -97,10 +97,14 @@ class Stage:
 
     def control(self, command, **arguments):
         """Send a remote control command, and wait for the answer."""
+        host = self.worker.hostname()
+        # With green threads a worker says that it is ready before it listens to this.
+        ping = self._app.control.inspect([host], limit=1, timeout=1).ping
+        wait_until(ping, "the worker listens")
         (reply,) = self._app.control.broadcast(
             command,
             arguments=arguments,
-            destination=[self.worker.hostname()],
+            destination=[host],
             reply=True,
             limit=1,
             timeout=10,
