@@ -74,8 +74,8 @@ class SingletonTask(Task):
     #: ``singleton_on_conflict``, ``"skip"``. Must be said where ``lock_args`` leaves arguments out.
     on_conflict: ClassVar[OnConflict | None] = None
     #: Longest time in seconds that a run under ``"wait"`` or ``"requeue"`` goes without its lock;
-    #: then it fails with ``LockHeldError``. Default: ``singleton_wait_timeout``; ``None`` is 60 s
-    #: for ``"wait"``, and no limit for ``"requeue"``.
+    #: then it fails with ``LockHeldError``, unless it is a retry or a redelivered copy. Default:
+    #: ``singleton_wait_timeout``; ``None`` is 60 s for ``"wait"``, and no limit for ``"requeue"``.
     wait_timeout: ClassVar[float | timedelta | None] = None
 
     Request: str | type = "celery_singleton_lock.request:SingletonRequest"
