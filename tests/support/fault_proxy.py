@@ -96,6 +96,10 @@ class FaultProxy:
         self._fault, self._error = fault, error
         if fault == "refuse":
             if self._server:
+                # What asyncio has just accepted when its server is closed it never closes.
+                for listening in self._server.sockets:
+                    self._loop.remove_reader(listening.fileno())
+                await _take_turns()
                 self._server.close()
                 self._server = None
             for link in list(self._links):
@@ -106,7 +110,6 @@ class FaultProxy:
         self._changed = asyncio.Event()
 
     async def _cancel_all(self) -> None:
-        await _take_turns()  # what has just been accepted is not known yet
         for link in list(self._links):
             link.transport.abort()
         others = asyncio.all_tasks() - {asyncio.current_task()}
