@@ -47,6 +47,14 @@ class Runs:
         claimant = Claimant(f"task-{letter}", "celery@here", 7)
         return self._store.acquire(KEY, letter, LONG, claimant).is_acquired
 
+    def pass_on_to_new_ones(self, letter):
+        """As many as may pass one who is in its queue have the lock; tells who has it then."""
+        for number in range(MOST_PASSES):
+            self.releases(letter)
+            letter = f"new{number}"
+            assert self.new_one_has(letter)
+        return letter
+
     def releases(self, letter, **kwargs):
         """The run gives the lock back."""
         return self._store.release(KEY, letter, **kwargs)
@@ -304,10 +312,8 @@ def test_a_run_that_is_not_due_is_passed_a_few_times_and_then_waited_for(runs):
     runs.asks("a")
     runs.asks("b", due_in=5.0)
 
-    for number in range(MOST_PASSES):
-        runs.releases("a" if number == 0 else f"c{number - 1}")
-        assert runs.new_one_has(f"c{number}")
-    runs.releases(f"c{MOST_PASSES - 1}")
+    last = runs.pass_on_to_new_ones("a")
+    runs.releases(last)
 
     assert not runs.new_one_has("late")
     assert runs.has("b")
@@ -318,15 +324,13 @@ def test_a_run_that_comes_too_late_knows_how_many_have_passed_it(runs, let_time_
     place = runs.asks("b", due_in=0.1).place
     runs.asks("other", due_in=5.0)
     let_time_pass(0.1 + DUE_FOR + AFTER)
-    for number in range(MOST_PASSES):
-        runs.releases("a" if number == 0 else f"c{number - 1}")
-        assert runs.new_one_has(f"c{number}")
+    last = runs.pass_on_to_new_ones("a")
 
     again = runs.asks("b", due_in=5.0)
 
     assert again.place == place._replace(due_in=5.0)
     assert again.seen == MOST_PASSES
-    runs.releases(f"c{MOST_PASSES - 1}")
+    runs.releases(last)
     assert not runs.new_one_has("late")
 
 
@@ -354,12 +358,10 @@ def test_runs_that_have_been_passed_in_their_queue_do_not_wait_for_one_another(r
     runs.asks("a")
     runs.asks("b", due_in=5.0)
     runs.asks("c", due_in=5.0)
-    for number in range(MOST_PASSES):
-        runs.releases("a" if number == 0 else f"d{number - 1}")
-        assert runs.new_one_has(f"d{number}")
+    last = runs.pass_on_to_new_ones("a")
     runs.asks("e")  # awake, and new
 
-    runs.releases(f"d{MOST_PASSES - 1}")
+    runs.releases(last)
 
     assert runs.holder() is None
     assert not runs.has("e")
@@ -370,12 +372,10 @@ def test_who_has_been_passed_is_handed_the_lock_while_it_is_awake(runs):
     runs.asks("a")
     runs.asks("b", due_in=5.0)
     runs.asks("c", due_in=5.0)
-    for number in range(MOST_PASSES):
-        runs.releases("a" if number == 0 else f"d{number - 1}")
-        assert runs.new_one_has(f"d{number}")
+    last = runs.pass_on_to_new_ones("a")
     runs.asks("c")
 
-    runs.releases(f"d{MOST_PASSES - 1}")
+    runs.releases(last)
 
     assert runs.holder() == "c"
 

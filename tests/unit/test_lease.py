@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from threading import Event
 
 import pytest
@@ -10,6 +11,15 @@ import pytest
 from celery_singleton_lock.errors import LeaseLostError, StoreError
 from celery_singleton_lock.lease import SHOW_EVERY, NestedLease, NullLease
 from celery_singleton_lock.stores.base import Place
+
+
+@contextmanager
+def lost_reply(store):
+    """What is asked within is carried out, and not heard of."""
+    store.loses_replies = True
+    with pytest.raises(StoreError):
+        yield
+    store.loses_replies = False
 
 
 def test_an_acquired_lease_is_held_and_has_a_fencing_token(new_lease):
@@ -125,10 +135,8 @@ def test_fencing_tokens_grow_even_when_the_clock_stands_still(new_lease):
 
 def test_after_a_lost_reply_asking_again_gives_the_same_lease(new_lease, store):
     lease = new_lease()
-    store.loses_replies = True
-    with pytest.raises(StoreError):
+    with lost_reply(store):
         lease.acquire()
-    store.loses_replies = False
 
     assert lease.acquire().holder.task_id == "first"
     assert lease.is_held
@@ -136,10 +144,8 @@ def test_after_a_lost_reply_asking_again_gives_the_same_lease(new_lease, store):
 
 def test_a_lock_whose_reply_was_lost_is_given_back_all_the_same(new_lease, store):
     lease = new_lease()
-    store.loses_replies = True
-    with pytest.raises(StoreError):
+    with lost_reply(store):
         lease.acquire()
-    store.loses_replies = False
 
     assert lease.release()
     assert store.holder("report") is None
@@ -148,10 +154,8 @@ def test_a_lock_whose_reply_was_lost_is_given_back_all_the_same(new_lease, store
 def test_after_a_lost_reply_who_asks_again_stands_where_it_stands_already(new_lease, store):
     first, lease = new_lease(task_id="first"), new_lease(task_id="second")
     first.acquire()
-    store.loses_replies = True
-    with pytest.raises(StoreError):
+    with lost_reply(store):
         lease.acquire(Place())
-    store.loses_replies = False
     third = new_lease(task_id="third").acquire(Place()).place
 
     assert lease.acquire(Place()).place.number < third.number
@@ -163,10 +167,8 @@ def test_after_a_lost_reply_who_asks_again_stands_where_it_stands_already(new_le
 def test_a_place_whose_reply_was_lost_is_left_all_the_same(new_lease, store):
     first, lease = new_lease(task_id="first"), new_lease(task_id="second")
     first.acquire()
-    store.loses_replies = True
-    with pytest.raises(StoreError):
+    with lost_reply(store):
         lease.acquire(Place())
-    store.loses_replies = False
 
     lease.release()
 
