@@ -13,17 +13,22 @@ VISIBILITY_TIMEOUT = 3600.0
 NAMED = 3
 
 
-def on_tasks(app: Any, has_child_processes: bool) -> Iterator[str]:
-    """What the tasks that lock may run into, in an app whose worker is about to start."""
+def on_tasks(worker: Any, has_child_processes: bool) -> Iterator[str]:
+    """What the tasks that lock may run into on this worker, which is about to start."""
+    app = worker.app
     tasks = [task for _, task in sorted(app.tasks.items()) if _locks(task)]
     if has_child_processes:  # no other pool can end a body that hangs
-        yield from _on_bodies_without_end(tasks)
+        yield from _on_bodies_without_end(worker, tasks)
     if app.connection_for_read().transport.driver_type == "redis":
-        yield from _on_visibility(app, tasks)
+        options = app.conf.broker_transport_options or {}
+        visibility = options.get("visibility_timeout", VISIBILITY_TIMEOUT)
+        yield from _on_visibility(worker, tasks, visibility)
 
 
-def _on_bodies_without_end(tasks: Sequence[Any]) -> Iterator[str]:
-    endless = [task for task in tasks if not (_time_limit(task) or _soft_time_limit(task))]
+def _on_bodies_without_end(worker: Any, tasks: Sequence[Any]) -> Iterator[str]:
+    if worker.time_limit or worker.soft_time_limit:
+        return
+    endless = [task for task in tasks if not (task.time_limit or task.soft_time_limit)]
     if endless:
         yield (
             f"No time limit ends {_names(endless)}: the lock of a body that hangs is renewed for "
@@ -31,35 +36,28 @@ def _on_bodies_without_end(tasks: Sequence[Any]) -> Iterator[str]:
         )
 
 
-def _on_visibility(app: Any, tasks: Sequence[Any]) -> Iterator[str]:
-    options = app.conf.broker_transport_options or {}
-    visibility = options.get("visibility_timeout", VISIBILITY_TIMEOUT)
-    late = [task for task in tasks if task.acks_late and (_time_limit(task) or 0) > visibility]
+def _on_visibility(worker: Any, tasks: Sequence[Any], visibility: float) -> Iterator[str]:
+    setting = f"The visibility_timeout of broker_transport_options, {visibility:g} s, is below the"
+    late = [
+        task
+        for task in tasks
+        if task.acks_late and (task.time_limit or worker.time_limit or 0) > visibility
+    ]
     if late:
         yield (
-            f"The visibility_timeout of broker_transport_options, {visibility:g} s, is below the "
-            f"time limit of {_names(late)}: the broker delivers a message anew whose run goes on. "
-            "Set it above the longest time limit"
+            f"{setting} time limit of {_names(late)}: the broker delivers a message anew whose "
+            "run goes on. Set it above the longest time limit"
         )
     delayed = [task for task in tasks if (task.default_retry_delay or 0) > visibility]
     if delayed:
         yield (
-            f"The visibility_timeout of broker_transport_options, {visibility:g} s, is below the "
-            f"default_retry_delay of {_names(delayed)}: the broker delivers a message anew that "
-            "waits for its eta. Set it above the longest delay, of eta and countdown too"
+            f"{setting} default_retry_delay of {_names(delayed)}: the broker delivers a message "
+            "anew that waits for its eta. Set it above the longest delay, of eta and countdown too"
         )
 
 
 def _locks(task: Any) -> bool:
     return isinstance(getattr(task, "_lock_options", None), LockOptions)
-
-
-def _time_limit(task: Any) -> float | None:
-    return task.time_limit or task.app.conf.task_time_limit  # type: ignore[no-any-return]
-
-
-def _soft_time_limit(task: Any) -> float | None:
-    return task.soft_time_limit or task.app.conf.task_soft_time_limit  # type: ignore[no-any-return]
 
 
 def _names(tasks: Sequence[Any]) -> str:

@@ -50,7 +50,7 @@ class StoreCheck(bootsteps.StartStopStep):
         locks.stop_flag.set(False)
         locks.store.close()  # the first children that are forked need not inherit a connection
         logger.info("Singleton locks live in %s", locks)
-        for line in (*advice.on_tasks(worker.app, locks.runs_in_children), *concerns):
+        for line in (*advice.on_tasks(worker, locks.runs_in_children), *concerns):
             logger.warning(line)
 
     def stop(self, worker: Any) -> None:

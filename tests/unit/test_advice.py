@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 from celery import Celery, Task
 
@@ -14,8 +16,9 @@ def app():
     return Celery("advice", set_as_current=False, broker="redis://localhost:1", changes={})
 
 
-def said(app, has_child_processes=True):
-    return list(on_tasks(app, has_child_processes))
+def said(app, has_child_processes=True, time_limit=None, soft_time_limit=None):
+    worker = SimpleNamespace(app=app, time_limit=time_limit, soft_time_limit=soft_time_limit)
+    return list(on_tasks(worker, has_child_processes))
 
 
 def add(app, name, base=SingletonTask, **options):
@@ -39,12 +42,20 @@ def test_tasks_that_nothing_ends_are_named(app, limit):
     assert "task_time_limit" in line
 
 
-@pytest.mark.parametrize("limit", ["task_time_limit", "task_soft_time_limit"])
-def test_the_apps_time_limit_is_one_for_all_its_tasks(app, limit):
+@pytest.mark.parametrize("limit", ["time_limit", "soft_time_limit"])
+def test_the_workers_time_limit_is_one_for_all_its_tasks(app, limit):
     add(app, "shop.a")
-    app.conf[limit] = 60
 
-    assert said(app) == []
+    assert said(app, **{limit: 60}) == []
+
+
+def test_the_workers_time_limit_is_that_of_tasks_that_have_none(app):
+    add(app, "shop.a", acks_late=True)
+    add(app, "shop.b", acks_late=True, time_limit=60)
+
+    (line,) = said(app, time_limit=3601)
+
+    assert "time limit of shop.a: " in line
 
 
 def test_a_time_limit_is_not_asked_for_where_the_pool_knows_none(app):
