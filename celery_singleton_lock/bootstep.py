@@ -8,8 +8,10 @@ from typing import Any
 from celery import bootsteps
 from celery.exceptions import CeleryCommandException
 
+from . import advice
 from .errors import SingletonError
 from .locks import AppLocks
+from .options import is_enabled
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +25,13 @@ class StoreCheck(bootsteps.StartStopStep):
 
     requires = ("celery.worker.components:Pool",)
 
+    def include_if(self, worker: Any) -> bool:
+        """Not where locks are switched off."""
+        if not is_enabled(worker.app):
+            logger.warning("singleton_enabled is False: no task of this app takes a lock")
+            return False
+        return True
+
     def create(self, worker: Any) -> None:
         """Called while the worker is set up, before its pool starts."""
         try:
@@ -35,11 +44,14 @@ class StoreCheck(bootsteps.StartStopStep):
                     exit_code=1,
                 )
             locks.check()
+            concerns = locks.store.concerns()
         except SingletonError as error:
             raise CeleryCommandException(f"celery-singleton-lock: {error}", exit_code=1) from error
         locks.stop_flag.set(False)
         locks.store.close()  # the first children that are forked need not inherit a connection
         logger.info("Singleton locks live in %s", locks)
+        for line in (*advice.on_tasks(worker, locks.runs_in_children), *concerns):
+            logger.warning(line)
 
     def stop(self, worker: Any) -> None:
         """Tell the runs that wait."""

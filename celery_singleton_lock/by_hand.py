@@ -15,9 +15,9 @@ from typing import Any, Union
 
 from .conflict import LONGEST_WAIT
 from .errors import Holder, LockHeldError, StoreError
-from .lease import Lease, NestedLease
+from .lease import Lease, NestedLease, NullLease
 from .locks import AppLocks, current_execution
-from .options import LockOptions, named_lock_options
+from .options import LockOptions, is_enabled, named_lock_options
 from .stores.base import Claimant, Place
 
 logger = logging.getLogger(__name__)
@@ -65,6 +65,9 @@ class HandLease:
         return self._locks.let_go(self._lease)
 
 
+AnyLease = Union[HandLease, NestedLease, NullLease]
+
+
 class Lock:
     """A lock that is not taken yet; made by :func:`lock` and ``task.lock()``.
 
@@ -98,7 +101,7 @@ class Lock:
         self._options = options
         options.key("", args, kwargs)  # what has no key says so here, not at the first use
         self._args, self._kwargs = args, kwargs
-        self._entered: list[tuple[object, Union[HandLease, NestedLease]]] = []
+        self._entered: list[tuple[object, AnyLease]] = []
         self._leaving = threading.Lock()
 
     @property
@@ -111,7 +114,7 @@ class Lock:
         prefix = AppLocks.of(self._app).address.key_prefix
         return self._options.key(prefix, self._args, self._kwargs)
 
-    def acquire(self, wait_timeout: float | timedelta = 0.0) -> Union[HandLease, NestedLease, None]:
+    def acquire(self, wait_timeout: float | timedelta = 0.0) -> AnyLease | None:
         """Take the lock, standing in line for it for so many seconds at most.
 
         Returns:
@@ -130,9 +133,11 @@ class Lock:
         Raises:
             StoreError: The store did not answer.
         """
+        if not is_enabled(self._app):
+            return None
         return AppLocks.of(self._app).store.holder(self.key)
 
-    def __enter__(self) -> Union[HandLease, NestedLease]:
+    def __enter__(self) -> AnyLease:
         """Take the lock, waiting for ``wait_timeout`` seconds.
 
         Raises:
@@ -161,7 +166,7 @@ class Lock:
             self._give_back(lease)  # a signal came up in there; the lock must not live on for it
             raise
 
-    def _left(self) -> Union[HandLease, NestedLease]:
+    def _left(self) -> AnyLease:
         """The lease of the block that is left: the last one that was entered here, or anywhere."""
         here = current_execution()
         with self._leaving:
@@ -170,13 +175,15 @@ class Lock:
             self._entered.remove(last)
         return last[1]
 
-    def _give_back(self, lease: Union[HandLease, NestedLease]) -> None:
+    def _give_back(self, lease: AnyLease) -> None:
         try:
             lease.release()
         except StoreError as reason:
             logger.warning("%s; the lock %s ends with its ttl", reason, self.key)
 
-    def _acquire(self, seconds: float) -> tuple[Union[HandLease, NestedLease, None], Holder | None]:
+    def _acquire(self, seconds: float) -> tuple[AnyLease | None, Holder | None]:
+        if not is_enabled(self._app):
+            return NullLease(), None
         locks = AppLocks.of(self._app)
         enclosing = locks.enclosing_lease(self.key)
         if enclosing is not None:

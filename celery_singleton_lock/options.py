@@ -37,6 +37,7 @@ ATTRIBUTES: Mapping[str, str | None] = {
     "wait_timeout": "singleton_wait_timeout",
 }
 SETTINGS = (
+    "singleton_enabled",
     "singleton_store_url",
     "singleton_key_prefix",
     *(setting for setting in ATTRIBUTES.values() if setting),
@@ -76,6 +77,17 @@ class LockOptions:
         return call_key(
             prefix, self.lock_name, self.task_name, self.signature, self.lock_args, args, kwargs
         )
+
+
+def is_enabled(app: Any) -> bool:
+    """Whether the app's tasks take locks at all: ``singleton_enabled``, True by default.
+
+    Asked anew each time, so that a test can switch it.
+    """
+    value = app.conf.get("singleton_enabled")
+    if value is None or isinstance(value, bool):
+        return value is not False
+    raise ConfigurationError(f"The setting singleton_enabled must be True or False, not {value!r}")
 
 
 def lock_options(task_class: Any, app: Any) -> LockOptions:
@@ -281,6 +293,7 @@ def _check_every_argument_counts(
 
 
 def _check_settings(app: Any) -> None:
+    is_enabled(app)
     namespace = f"{app.namespace}_" if app.namespace else ""
     for key in app.conf:
         name = str(key)

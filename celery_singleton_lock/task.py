@@ -19,7 +19,7 @@ from .by_hand import Lock
 from .conflict import OnConflict
 from .errors import ConfigurationError, Holder, LockHeldError
 from .lease import Lease, NestedLease, NullLease
-from .options import ATTRIBUTES, GIVEN, LockOptions, lock_options
+from .options import ATTRIBUTES, GIVEN, LockOptions, is_enabled, lock_options
 from .request import combined_request
 from .results import eager_outcome
 from .retrying import passing_on
@@ -123,8 +123,15 @@ class SingletonTask(Task):
 
     @property
     def _lock_options(self) -> LockOptions | None:
-        """The options of this task: an instance can have a name that its class has not."""
+        """The options of this task, if it takes locks."""
+        options = self._own_options
+        return options if options and is_enabled(self.app) else None
+
+    @property
+    def _own_options(self) -> LockOptions | None:
+        """The same whether locks are switched on or off."""
         options = self._checked_options
+        # An instance can have a name that its class has not.
         if options is None or options.task_name == self.name:
             return options
         return _named(options, self.name)
@@ -146,9 +153,9 @@ class SingletonTask(Task):
             KeyDerivationError: An argument has no lock key.
             TypeError: The arguments do not fit the task.
         """
-        if self._lock_options is None:
+        if self._own_options is None:
             raise ConfigurationError(f"{self.name} is one of Celery's own tasks, without a lock")
-        return Lock(self.app, self._lock_options, *self._as_sent(args, kwargs))
+        return Lock(self.app, self._own_options, *self._as_sent(args, kwargs))
 
     def holder(self, *args: Any, **kwargs: Any) -> Holder | None:
         """Who has the lock of one call now, or has it kept for itself; ``None`` when it is free.
@@ -210,8 +217,9 @@ class SingletonTask(Task):
     def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:
         """Celery's hook: take the lock, or end the run."""
         super().before_start(task_id, args, kwargs)
-        if self._lock_options is not None:
-            runs.begin(self, self._lock_options, args, kwargs)
+        options = self._lock_options
+        if options is not None:
+            runs.begin(self, options, args, kwargs)
 
     def after_return(self, *args: Any) -> None:
         """Celery's hook after a return and after an error: give the lock back."""
@@ -221,11 +229,12 @@ class SingletonTask(Task):
             runs.end(self)
 
     def _check_key(self, args: Any, kwargs: Any, serializer: str | None) -> None:
-        if self._lock_options is None:
+        options = self._lock_options
+        if options is None:
             return
         # Arguments that do not fit: Celery says so itself, here or (typing=False) in the worker.
         with suppress(TypeError):
-            self._lock_options.key("", *self._as_sent(args, kwargs, serializer))
+            options.key("", *self._as_sent(args, kwargs, serializer))
 
     def _as_sent(self, args: Any, kwargs: Any, serializer: str | None = None) -> Any:
         """Celery sends the models of a pydantic task as plain data, except with pickle."""

@@ -214,6 +214,20 @@ class RedisStore(LockStore):
         values = self._ask(lambda: self._client.hmget(key, fields))
         return None if None in values else _holder(values)
 
+    def concerns(self) -> list[str]:
+        """See :meth:`LockStore.concerns`. One round trip."""
+        try:
+            memory = self._ask(lambda: self._client.info("memory"))
+        except StoreError:
+            return []  # a user that may lock need not be allowed to ask
+        policy = memory.get("maxmemory_policy", "noeviction")
+        if policy == "noeviction" or not memory.get("maxmemory"):
+            return []
+        return [
+            f"The lock store {self} may evict locks that are held: its maxmemory-policy is "
+            f"{policy}. Set it to noeviction, or give locks a Redis of their own"
+        ]
+
     def close(self) -> None:
         """See :meth:`LockStore.close`."""
         self._client.connection_pool.disconnect()

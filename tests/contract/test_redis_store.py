@@ -324,3 +324,24 @@ def test_what_a_line_leaves_behind_expires(store, client):
     client.expire(*count, 5)
     store.acquire(KEY, "e", 60.0, ME._replace(task_id="e"), Place(due_in=1.0))
     assert 590 < client.ttl(*count) <= 600
+
+
+@pytest.mark.parametrize(
+    ("policy", "maxmemory", "is_said"),
+    [("volatile-lru", "1gb", True), ("noeviction", "1gb", False), ("volatile-lru", "0", False)],
+)
+def test_a_server_that_may_evict_locks_is_a_concern(redis_server, policy, maxmemory, is_said):
+    with redis_or_skip("--maxmemory", maxmemory, "--maxmemory-policy", policy) as server:
+        concerns = store_from_url(server.url(), "the test").concerns()
+
+    assert [policy in line for line in concerns] == [True] * is_said
+
+
+def test_a_user_that_may_not_ask_for_concerns_has_none(redis_server, client):
+    client.acl_setuser("locks", enabled=True, nopass=True, keys="*", commands=["+@all", "-info"])
+    url = redis_server.url().replace("redis://", "redis://locks:any@")
+
+    store = store_from_url(url, "the test")
+
+    assert store.concerns() == []
+    client.acl_deluser("locks")

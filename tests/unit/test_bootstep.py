@@ -32,3 +32,11 @@ def test_runs_that_wait_in_the_workers_own_process_are_told_of_its_signal(monkey
     monkeypatch.setattr(worker_state, "should_stop", exit_code)
 
     assert AppLocks.of(app).is_stopping()
+
+
+def test_a_worker_of_an_app_whose_locks_are_switched_off_checks_nothing_and_says_so(caplog):
+    app = Celery("shop", set_as_current=False, changes={"singleton_enabled": False})
+
+    assert not StoreCheck(SimpleNamespace(app=app)).include_if(SimpleNamespace(app=app))
+
+    assert "singleton_enabled is False" in caplog.text

@@ -287,3 +287,15 @@ def test_celerys_own_tasks_have_no_lock():
 
     with pytest.raises(ConfigurationError, match="without a lock"):
         app.tasks["celery.chord_unlock"].lock()
+
+
+def test_locks_that_are_switched_off_are_free_for_all(app, task, anvils):
+    held_by_another(app, anvils.key)
+    app.conf.singleton_enabled = False
+
+    with anvils as lease:
+        lease.check()
+        assert lease.fencing_token == 0
+    assert anvils.acquire().release() is False
+    assert task.lock("anvil").acquire()
+    assert task.holder("anvil") is None

@@ -7,6 +7,7 @@ import threading
 
 import pytest
 from celery import Celery, states
+from kombu.exceptions import EncodeError
 
 from celery_singleton_lock import (
     DuplicateTaskError,
@@ -75,6 +76,10 @@ def a_task(app, body, **options):
 
 def sell(self, sku):
     return sku
+
+
+def own_token(self, sku):
+    return self.lease.fencing_token
 
 
 def held_by_another(task, locks, *args):
@@ -248,3 +253,25 @@ def test_a_lease_that_was_lost_is_told_once_at_the_end(app, locks, events):
     a_task(app, body).delay("anvil").get()
 
     assert [name for name, _ in events] == ["lock_acquired", "lease_lost"]
+
+
+def test_tasks_of_an_app_whose_locks_are_switched_off_ask_no_store(app, locks, store, events):
+    locks.store = store
+    store.is_away = True
+    task = a_task(app, own_token)
+    app.conf.singleton_enabled = False
+
+    assert task.delay("anvil").get() == 0
+    assert (store.asked, events) == (0, [])
+    with pytest.raises(EncodeError):  # Celery's own: whether there is a key is not asked
+        task.delay(object())
+
+
+def test_locks_can_be_switched_on_again(app, locks):
+    task = a_task(app, own_token)
+    app.conf.singleton_enabled = False
+    task.delay("anvil").get()
+
+    app.conf.singleton_enabled = True
+
+    assert task.delay("anvil").get() > 0

@@ -48,6 +48,14 @@ def test_the_defaults_are_visible_on_the_task(app):
     assert task.lock_on_retry == "release"
 
 
+@pytest.mark.parametrize("value", ["false", 0])
+def test_a_switch_that_is_neither_on_nor_off_is_an_error(app, value):
+    app.conf.singleton_enabled = value
+
+    with pytest.raises(ConfigurationError, match=r"singleton_enabled must be True or False"):
+        bound(app)
+
+
 def test_the_apps_settings_are_the_tasks_defaults(app):
     app.conf.update(
         singleton_lock_ttl=5,

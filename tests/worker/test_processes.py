@@ -205,3 +205,31 @@ def test_a_worker_that_starts_tells_no_password(start_worker, locked_server, lab
     assert run.apply_async((label,), queue=worker.worker_queue).get(timeout=10) == label
     assert f"redis://127.0.0.1:{locked_server.port}/0" in worker.logs()
     assert RIGHT_PASSWORD not in worker.logs()
+
+
+def test_a_worker_whose_locks_are_switched_off_needs_no_store_and_runs_copies_side_by_side(
+    start_worker, history, label
+):
+    worker = start_worker(
+        pool="threads", singleton_enabled=False, singleton_store_url=f"redis://{NOWHERE}"
+    )
+
+    copies = [hold.apply_async((label,), queue=worker.worker_queue) for _ in range(2)]
+    history.wait_for_starts(label, count=2)
+    open_gate(label)
+
+    assert [copy.get(timeout=10) for copy in copies] == [label, label]
+    assert "singleton_enabled is False" in worker.logs()
+
+
+def test_a_worker_says_what_will_bite(start_worker):
+    worker = start_worker(pool="prefork")
+
+    assert "WARNING/MainProcess] No time limit ends conflict_tasks.duplicate_call" in worker.logs()
+
+
+def test_a_worker_says_nothing_where_nothing_will_bite(start_worker):
+    worker = start_worker(pool="prefork", task_time_limit=600)
+
+    assert "time limit" not in worker.logs()
+    assert "visibility_timeout" not in worker.logs()
