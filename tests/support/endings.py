@@ -640,14 +640,16 @@ COLD_LATE = {
     "5.6": Outcome("PENDING", AT_ONCE, BACK),
 }
 COLD_EARLY = {"5.4": FAILURE, "5.5": Outcome("RETRY", AT_ONCE, LOST)}
-#: 5.4 ends the process without a word to its greenlets.
+#: 5.4 ends the process without a word to its greenlets; later ones may end before they have
+#: stored what they tell other pools' callers.
 COLD_LATE_GREENLETS = {
     "5.4": Outcome("PENDING", BY_TTL, BACK, task="end_late_with_ttl"),
-    "5.5": Outcome("PENDING", AT_ONCE, LOST),
+    "5.5": Outcome("PENDING or RETRY", AT_ONCE, LOST),
+    "5.6": Outcome("PENDING", AT_ONCE, LOST),
 }
 COLD_EARLY_GREENLETS = {
     "5.4": Outcome("PENDING", BY_TTL, LOST, task="end_with_ttl"),
-    "5.5": Outcome("PENDING", AT_ONCE, LOST),
+    "5.5": Outcome("PENDING or RETRY", AT_ONCE, LOST),
 }
 #: Celery 5.5 raises an error of its own in the body, and up to 5.6 the worker then goes on.
 COLD_SOLO = {"5.4": SUCCESS, "5.5": FAILURE}
