@@ -189,12 +189,14 @@ def shut_down_cold(stage: Any) -> None:
     stage.start()
     stage.signal_worker("SIGQUIT")
     if stage.pool == "threads" or (stage.pool == "solo" and Version("5.5") > CELERY):
-        stage.wait_for_log("Cold shutdown", "on_cold_shutdown")
+        stage.wait_for_log("Cold shutdown", "will terminate all running tasks")
         stage.open_gate()
     if "ignore the end" in stage.ending.how:
         stage.wait_for_log("The end is ignored")
         stage.open_gate()
-    if stage.pool != "solo" or Version("5.7") <= CELERY:
+    # Before 5.7 an error of Celery's own comes up there on these pools, wherever the worker is at
+    # that moment, and may be caught: then it goes on.
+    if stage.pool not in ("solo", "threads") or Version("5.7") <= CELERY:
         stage.worker.container.wait_for_exit()
 
 
