@@ -35,6 +35,16 @@ def test_the_page_of_a_table_is_the_table_that_the_tests_go_by(of):
     assert written == of.page(), f"python tests/support/{of.__name__}.py > docs/{name}.md"
 
 
+def test_every_module_is_in_the_layout_that_newcomers_read():
+    layout = (ROOT / "CONTRIBUTING.md").read_text("utf-8").split("```")[1]
+    named = {line.split()[0].rstrip("/") for line in layout.strip().splitlines()}
+    package = ROOT / "celery_singleton_lock"
+    modules = {each.stem for each in package.iterdir() if (each / "__init__.py").exists()}
+    modules |= {each.stem for each in package.glob("*.py")} - {"__init__"}
+
+    assert named == modules
+
+
 @pytest.mark.parametrize(("name", "section"), SECTIONS)
 def test_the_examples_of_a_page_run_and_make_tasks_of_an_app_without_a_warning(name, section):
     example = PAGES[name][section] + "\nfrom celery import current_app\ncurrent_app.finalize()"
