@@ -19,7 +19,9 @@ def on_tasks(worker: Any, has_child_processes: bool) -> Iterator[str]:
     tasks = [task for _, task in sorted(app.tasks.items()) if _locks(task)]
     if has_child_processes:  # no other pool can end a body that hangs
         yield from _on_bodies_without_end(worker, tasks)
-    if app.connection_for_read().transport.driver_type == "redis":
+    with app.connection_for_read() as connection:  # does not connect
+        is_redis = connection.transport.driver_type == "redis"
+    if is_redis:
         options = app.conf.broker_transport_options or {}
         visibility = options.get("visibility_timeout", VISIBILITY_TIMEOUT)
         yield from _on_visibility(worker, tasks, visibility)

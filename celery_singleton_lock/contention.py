@@ -84,7 +84,7 @@ class _Contender:
         Reads the result backend, except for a policy that loses nothing by waiting.
         """
         holder, request = answer.holder, self._request
-        if not holder.task_id or holder.task_id == request.id or not holder.fencing_token:
+        if not holder.task_id or self._is_with_itself(answer) or not holder.fencing_token:
             return False
         if holder.task_id == request.parent_id:
             return True
@@ -135,8 +135,11 @@ class _Contender:
 
     def _is_pointless(self, answer: Acquisition) -> bool:
         """Whether the lock cannot come soon, or its run had better go."""
-        is_with_itself = answer.place is None  # it would ask without a pause
-        return answer.is_holder_queued or is_with_itself or self._is_stopping()
+        return answer.is_holder_queued or self._is_with_itself(answer) or self._is_stopping()
+
+    def _is_with_itself(self, answer: Acquisition) -> bool:
+        """Whether the lock is held under the run's own task id: nobody stands in line for that."""
+        return bool(answer.holder.task_id == self._request.id)
 
     def _is_stopping(self) -> bool:
         return self._locks.is_stopping() and not self._request.is_eager
@@ -144,7 +147,7 @@ class _Contender:
     def _conflict(self, answer: Acquisition) -> Conflict:
         request = self._request
         waiting = Waiting.of(request)
-        if answer.holder.task_id == request.id:
+        if self._is_with_itself(answer):
             waiting = waiting.behind_itself()
         else:
             waiting = waiting.at_conflict(answer.place)
