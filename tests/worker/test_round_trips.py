@@ -42,10 +42,12 @@ def test_a_run_costs_two_round_trips(warm_worker, private_server, new_label):
     with wiretap(private_server) as tap:
         for _ in range(20):
             run.apply_async((new_label(),), queue=warm_worker.worker_queue).get(timeout=10)
-            # One run after the other: two threads at the same moment need two connections.
             wait_until(lambda: not tap.client.keys(LOCK_KEYS), "the lock is released")
 
-    assert names(tap) == ["EVALSHA"] * 2 * 20
+    # A second slot may begin before the first has read that its lock is free: then it connects.
+    asked = names(tap)
+    assert asked.count("HELLO") <= 1
+    assert [name for name in asked if name != "HELLO"] == ["EVALSHA"] * 2 * 20
 
 
 def test_publishing_costs_no_round_trip(private_server):
