@@ -31,6 +31,8 @@ class Conflict:
         lock_key: The lock.
         holder: Who has it, or is next in line for it.
         is_holder_queued: Whether the holder is in its queue: the lock is kept for its retry.
+        is_same_call: Whether the holder is the same task with the same arguments, all of them;
+            told only where ``on_conflict`` is ``"join"`` or a callable.
         retries: How many of its retries the run has used.
         is_redelivered: Whether the broker delivers this message not for the first time.
         is_eager: Whether it runs in the caller's process, with no queue to go back to.
@@ -48,6 +50,7 @@ class Conflict:
     lock_key: str
     holder: Holder
     is_holder_queued: bool = False
+    is_same_call: bool = False
     retries: int = 0
     is_redelivered: bool = False
     is_eager: bool = False

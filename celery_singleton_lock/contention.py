@@ -158,6 +158,7 @@ class _Contender:
             lock_key=self._lease.key,
             holder=answer.holder,
             is_holder_queued=answer.is_holder_queued,
+            is_same_call=answer.is_same_call,
             retries=request.retries,
             is_redelivered=waiting.is_redelivered,
             is_eager=request.is_eager,

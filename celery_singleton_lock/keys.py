@@ -125,6 +125,20 @@ def canonical(value: Any) -> Any:
     return _canonical_object(value)
 
 
+def call_digest(
+    task_name: str,
+    signature: inspect.Signature,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+) -> str:
+    """A digest of the task and all arguments of a call, whatever its lock leaves out.
+
+    Raises as :func:`call_key` does.
+    """
+    key = call_key("", task_name, task_name, signature, None, args, kwargs)
+    return key.rpartition(":")[2]
+
+
 class _Call:
     """Strictly private: the arguments of one call, by the names of their parameters."""
 

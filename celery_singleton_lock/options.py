@@ -16,7 +16,7 @@ from typing import Any
 
 from .conflict import POLICIES, OnConflict, policy_names
 from .errors import ConfigurationError
-from .keys import LockArgs, call_key, check_key_prefix
+from .keys import LockArgs, call_digest, call_key, check_key_prefix
 
 DEFAULT_KEY_PREFIX = "singleton:"
 DEFAULT_LOCK_TTL = 30.0
@@ -71,6 +71,17 @@ class LockOptions:
     on_conflict: OnConflict
     wait_timeout: float | None
     signature: inspect.Signature
+
+    @property
+    def tells_its_call(self) -> bool:
+        """Whether a run has to say which call it is, for others of the task to compare."""
+        return self.on_conflict == "join" or callable(self.on_conflict)
+
+    def call(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+        """Which call this is, with all its arguments; empty where nobody compares."""
+        if not self.tells_its_call:
+            return ""
+        return call_digest(self.task_name, self.signature, args, kwargs)
 
     def key(self, prefix: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
         """The lock key of one call; see :func:`celery_singleton_lock.keys.call_key`."""

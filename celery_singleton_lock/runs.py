@@ -45,7 +45,8 @@ def begin(task: Any, options: LockOptions, args: Any, kwargs: Any) -> None:
     if enclosing is not None:
         request.singleton_lease = NestedLease(enclosing)
         return
-    claimant = Claimant(request.id, request.hostname or socket.gethostname(), os.getpid())
+    worker = request.hostname or socket.gethostname()
+    claimant = Claimant(request.id, worker, os.getpid(), options.call(args, kwargs))
     owner_token = (request.properties or {}).get(OWNER_TOKEN)
     lease = Lease(
         locks.store, key, options.lock_ttl, claimant, owner_token, options.lock_at_least_for

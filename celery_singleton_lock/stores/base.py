@@ -23,11 +23,13 @@ class Claimant(NamedTuple):
         task_id: The task id of the run; empty for code that is no task.
         worker: The Celery node name, or the host name outside a worker.
         pid: The process that runs the body.
+        call: Digest of which call it is, with all its arguments; empty where nobody asks.
     """
 
     task_id: str
     worker: str
     pid: int
+    call: str = ""
 
 
 class Claim(NamedTuple):
@@ -73,6 +75,7 @@ class Acquisition(NamedTuple):
         seen: If it stands there: how many were let in since, while somebody was in its queue.
         look_in: If it was not: seconds after which it may be free although nobody is woken.
         is_holder_queued: Whether the holder is in its queue: the lock is kept for its retry.
+        is_same_call: Whether holder and asker are the same call, as far as both tell theirs.
     """
 
     is_acquired: bool
@@ -82,6 +85,7 @@ class Acquisition(NamedTuple):
     seen: int = 0
     look_in: float = 0.0
     is_holder_queued: bool = False
+    is_same_call: bool = False
 
 
 #: Number of a place that was asked for, while it is not known whether the store gave it.

@@ -35,6 +35,7 @@ class _HeldLock:
     expires_at: float
     holder: Holder
     hold: float = 0.0
+    call: str = ""
     #: The owner token that it was handed over to, until that owner takes it.
     heir: str = ""
 
@@ -60,7 +61,7 @@ class _StandingPlace:
 
     @property
     def holder(self) -> Holder:
-        return Holder(*self.claimant, since=self.number / 1_000_000, fencing_token=0)
+        return _holder(self.claimant, self.number / 1_000_000, 0)
 
 
 class MemoryStore(LockStore):
@@ -119,8 +120,9 @@ class MemoryStore(LockStore):
                 self._leave(key, number)
                 self._last_fencing_token = max(self._last_fencing_token + 1, int(now * 1_000_000))
                 since = now if held is None else held.holder.since
-                holder = Holder(*claimant, since=since, fencing_token=self._last_fencing_token)
-                held = self._locks[key] = _HeldLock(owner_token, now + ttl, holder)
+                holder = _holder(claimant, since, self._last_fencing_token)
+                held = _HeldLock(owner_token, now + ttl, holder, call=claimant.call)
+                self._locks[key] = held
             if held.owner_token == owner_token:
                 held.expires_at = now + ttl
                 return Acquisition(True, held.holder, str(self._epoch))
@@ -129,6 +131,7 @@ class MemoryStore(LockStore):
                 held.holder,
                 look_in=held.expires_at - now,
                 is_holder_queued=held.is_kept and held.hold > 0,
+                is_same_call=claimant.call == held.call != "",
             )
             return self._stand(key, answer, owner_token, claimant, place)
 
@@ -269,9 +272,10 @@ class MemoryStore(LockStore):
 
     def _hand_over(self, key: str, ahead: _StandingPlace, is_anybody_queued: bool) -> _HeldLock:
         now = self._clock()
-        holder = Holder(*ahead.claimant, since=now, fencing_token=0)
+        holder, call = _holder(ahead.claimant, now, 0), ahead.claimant.call
         expires_at = now + HANDED_OVER_FOR
-        held = self._locks[key] = _HeldLock(_NOBODY, expires_at, holder, heir=ahead.owner_token)
+        held = _HeldLock(_NOBODY, expires_at, holder, call=call, heir=ahead.owner_token)
+        self._locks[key] = held
         self._leave(key, ahead.number)
         self._count_served(key, is_anybody_queued)
         self._mutex.notify_all()
@@ -322,3 +326,7 @@ class MemoryStore(LockStore):
             del self._locks[key]
             return None
         return held
+
+
+def _holder(claimant: Claimant, since: float, fencing_token: int) -> Holder:
+    return Holder(claimant.task_id, claimant.worker, claimant.pid, since, fencing_token)

@@ -8,10 +8,10 @@ key                                   type   content                   lives
 ===================================== ====== ========================= ======================
 ``singleton:{23}:1:shop.buy:0d5f…``   hash   the held lock: owner      one ttl from the last
                                              token, task id, worker,   renewal; once it is
-                                             pid, since_us, fencing    released, as long as it
-                                             token, hold_ms; heir:     is to be kept; handed
-                                             the owner token that it   over and not confirmed:
-                                             was handed over to        2 s
+                                             pid, call, since_us,      released, as long as it
+                                             fencing token, hold_ms;   is to be kept; handed
+                                             heir: the owner token     over and not confirmed:
+                                             that it was handed to     2 s
 ``singleton:{23}:line:1:shop.buy:…``  zset   who stands in line:       10 s from the last one
                                              awake                     who joined or asked again
 ``…:line:…:queue``                    zset   in their queue            likewise
@@ -160,14 +160,15 @@ class RedisStore(LockStore):
         holder = _holder(answer[:5])
         if is_acquired:
             return Acquisition(True, holder, epoch=answer[5])
-        number, served, seen, look_in_ms, is_holder_queued = (int(each) for each in answer[5:])
+        number, served, seen, look_in_ms, is_queued, is_same_call = (int(n) for n in answer[5:])
         return Acquisition(
             False,
             holder,
             place=place._replace(number=number, served=served) if place and number else None,
             seen=seen,
             look_in=max(0, look_in_ms) / 1000,
-            is_holder_queued=bool(is_holder_queued),
+            is_holder_queued=bool(is_queued),
+            is_same_call=bool(is_same_call),
         )
 
     def await_turn(self, key: str, place: Place, seconds: float) -> None:

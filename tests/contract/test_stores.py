@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from celery_singleton_lock.stores.base import Claim, Claimant
+from celery_singleton_lock.stores.base import Claim, Claimant, Place
 
 KEY = "singleton:{7}:1:report:42"
 FIRST, SECOND = Claimant("first", "celery@here", 11), Claimant("second", "celery@there", 22)
@@ -290,3 +290,31 @@ def test_a_worker_may_have_any_name(store):
     odd = Claimant("", "größe@{host} *?", 1)
 
     assert store.acquire(KEY, "a", LONG, odd).holder.worker == odd.worker
+
+
+def test_a_refused_asker_hears_whether_the_holder_is_the_same_call(store):
+    store.acquire(KEY, "a", LONG, FIRST._replace(call="c1"))
+
+    assert store.acquire(KEY, "b", LONG, SECOND._replace(call="c1")).is_same_call
+    assert not store.acquire(KEY, "b", LONG, SECOND._replace(call="c2")).is_same_call
+    assert not store.acquire(KEY, "b", LONG, SECOND).is_same_call
+
+
+def test_who_does_not_tell_its_call_is_the_same_as_nobody(store):
+    store.acquire(KEY, "a", LONG, FIRST)
+
+    assert not store.acquire(KEY, "b", LONG, SECOND).is_same_call
+
+
+def test_the_call_of_a_kept_and_of_a_handed_over_lock_is_told(store):
+    store.acquire(KEY, "a", LONG, FIRST._replace(call="c1"))
+    store.acquire(KEY, "b", LONG, SECOND._replace(call="c2"), Place())
+    asker = Claimant("third", "celery@here", 33, "c2")
+
+    store.release(KEY, "a")
+    assert store.acquire(KEY, "c", LONG, asker).is_same_call
+    store.acquire(KEY, "b", LONG, SECOND._replace(call="c2"))
+    store.hold(KEY, "b", LONG)
+    store.release(KEY, "b")
+
+    assert store.acquire(KEY, "c", LONG, asker).is_same_call

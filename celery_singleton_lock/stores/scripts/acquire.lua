@@ -13,24 +13,26 @@
 -- ARGV[3]  task id of the claimant
 -- ARGV[4]  worker of the claimant
 -- ARGV[5]  pid of the claimant
--- ARGV[6]  number of its place in line, 0 for a new one, UNTOLD for one that may be there
+-- ARGV[6]  which call it is, or ""
+-- ARGV[7]  number of its place in line, 0 for a new one, UNTOLD for one that may be there
 --          already, or "" for none
--- ARGV[7]  the line's count of those who were let in, as of when it first stood there
--- ARGV[8]  ms until its owner asks again by itself, or 0 if it waits to be handed the lock
--- ARGV[9]  ms that the place lives
+-- ARGV[8]  the line's count of those who were let in, as of when it first stood there
+-- ARGV[9]  ms until its owner asks again by itself, or 0 if it waits to be handed the lock
+-- ARGV[10]  ms that the place lives
 -- Returns  {1, task id, worker, pid, since in µs, fencing token, the bucket's epoch} of the
 --          claimant if acquired, else
 --          {0, task id, worker, pid, since in µs, fencing token} of the holder, and then the number
 --          of the claimant's place or 0, the line's count as of when it first stood there, how many
---          were let in since, ms until the lock may be free, and 1 if it is kept for a retry
-local own_place = find_number(KEYS[3], ARGV[6], ARGV[1])
+--          were let in since, ms until the lock may be free, 1 if it is kept for a retry, and 1 if
+--          the holder is the same call
+local own_place = find_number(KEYS[3], ARGV[7], ARGV[1])
 local own_number = tonumber(own_place)
 if own_number == 0 then
   own_number = nil
 end
 
 local function own_served()
-  local served = tonumber(ARGV[7])
+  local served = tonumber(ARGV[8])
   if served > served_so_far(KEYS[3]) then
     return 0  -- the count has begun anew
   end
@@ -38,14 +40,14 @@ local function own_served()
 end
 
 local function stand_in_line(now_us)
-  local due_ms, members = tonumber(ARGV[8]), KEYS[3]
+  local due_ms, members = tonumber(ARGV[9]), KEYS[3]
   if due_ms > 0 then
     due_ms, members = math.ceil(now_us / 1000) + due_ms, KEYS[3] .. ":queue"
     redis.call("PEXPIRE", KEYS[3] .. ":served", SERVED_LIVES_MS)
   end
   local served = served_so_far(KEYS[3])
   local place = {
-    owner_token = ARGV[1], task_id = ARGV[3], worker = ARGV[4], pid = ARGV[5],
+    owner_token = ARGV[1], task_id = ARGV[3], worker = ARGV[4], pid = ARGV[5], call = ARGV[6],
     due_ms = due_ms, served = served,
   }
   local number = own_number or now_us
@@ -54,7 +56,7 @@ local function stand_in_line(now_us)
     leave_line(KEYS[3], own_place)
   end
   while not redis.call("SET", KEYS[3] .. ":" .. string.format("%.0f", number),
-      cjson.encode(place), "NX", "PX", ARGV[9]) do
+      cjson.encode(place), "NX", "PX", ARGV[10]) do
     number = number + 1  -- the clock has stepped back
   end
   number = string.format("%.0f", number)
@@ -63,7 +65,7 @@ local function stand_in_line(now_us)
   return number, place.served, served - place.served
 end
 
-local function refuse(holder, free_in_ms, is_kept_for_retry)
+local function refuse(holder, call, free_in_ms, is_kept_for_retry)
   local number, served, seen = 0, 0, 0
   local is_with_itself = holder[1] == ARGV[3] and ARGV[3] ~= ""
   if own_place ~= "" and not is_with_itself then
@@ -71,12 +73,13 @@ local function refuse(holder, free_in_ms, is_kept_for_retry)
   end
   local task_id, worker, pid, since_us, fencing_token = unpack(holder)
   return {0, task_id, worker, pid, since_us, fencing_token,
-    number, served, seen, free_in_ms, is_kept_for_retry and 1 or 0}
+    number, served, seen, free_in_ms, is_kept_for_retry and 1 or 0,
+    call == ARGV[6] and call ~= "" and 1 or 0}
 end
 
-local owner_token, heir, task_id, worker, pid, since_us, fencing_token, hold_ms = unpack(
-  redis.call("HMGET", KEYS[1], "owner_token", "heir", "task_id", "worker", "pid", "since_us",
-    "fencing_token", "hold_ms"))
+local owner_token, heir, task_id, worker, pid, call, since_us, fencing_token, hold_ms = unpack(
+  redis.call("HMGET", KEYS[1], "owner_token", "heir", "task_id", "worker", "pid", "call",
+    "since_us", "fencing_token", "hold_ms"))
 local is_handed_over = owner_token == "" and heir and heir ~= ""
 local is_kept = owner_token == "" and not is_handed_over
 local is_for_us = owner_token == ARGV[1]
@@ -84,7 +87,7 @@ local is_for_us = owner_token == ARGV[1]
   or (is_kept and task_id == ARGV[3] and task_id ~= "")
 if owner_token and not is_for_us then
   local is_kept_for_retry = is_kept and tonumber(hold_ms) > 0
-  return refuse({task_id, worker, pid, since_us, fencing_token},
+  return refuse({task_id, worker, pid, since_us, fencing_token}, call,
     redis.call("PTTL", KEYS[1]), is_kept_for_retry)
 end
 local bucket_token, epoch = unpack(redis.call("HMGET", KEYS[2], "fencing_token", "epoch"))
@@ -100,7 +103,8 @@ if owner_token ~= ARGV[1] then
       else
         free_in_ms = redis.call("PTTL", KEYS[3] .. ":" .. number)
       end
-      return refuse({place.task_id, place.worker, place.pid, number, "0"}, free_in_ms, false)
+      return refuse({place.task_id, place.worker, place.pid, number, "0"}, place.call,
+        free_in_ms, false)
     end
     if is_anybody_queued then
       count_served(KEYS[3])
@@ -120,7 +124,7 @@ if owner_token ~= ARGV[1] then
   task_id, worker, pid = ARGV[3], ARGV[4], ARGV[5]
   redis.call("HSET", KEYS[1],
     "owner_token", ARGV[1], "heir", "", "task_id", task_id, "worker", worker, "pid", pid,
-    "since_us", since_us, "fencing_token", fencing_token, "hold_ms", 0)
+    "call", ARGV[6], "since_us", since_us, "fencing_token", fencing_token, "hold_ms", 0)
 end
 local expiry = redis.pcall("PEXPIRE", KEYS[1], ARGV[2])
 if type(expiry) == "table" and expiry.err then

@@ -4,9 +4,9 @@
 -- <line>:queue          sorted set: of those who are in their queue, likewise
 -- <line>:served         string: how often somebody was let in while somebody was in its queue
 --                       (kept for longer than the line: who was in a busy queue asks late)
--- <line>:<number>       string: a place, in JSON: owner_token, task_id, worker, pid; due_ms: when
---                       its owner asks by itself, 0 if it is awake; served: as above, when it came.
---                       Expires when the place lapses
+-- <line>:<number>       string: a place, in JSON: owner_token, task_id, worker, pid,
+--                       call; due_ms: when its owner asks by itself, 0 if it is awake; served: as
+--                       above, when it came. Expires when the place lapses
 -- <line>:<number>:wake  list: gets an item when the lock is handed to the place
 --
 -- MOST_PASSES, HANDED_OVER_MS, UNTOLD, LINE_LIVES_MS, SERVED_LIVES_MS  see stores/base.py and
@@ -96,7 +96,7 @@ local function hand_over(lock, line, number, place, is_anybody_queued)
   redis.call("DEL", line .. ":" .. number)
   redis.call("HSET", lock,
     "owner_token", "", "heir", place.owner_token,
-    "task_id", place.task_id, "worker", place.worker, "pid", place.pid,
+    "task_id", place.task_id, "worker", place.worker, "pid", place.pid, "call", place.call or "",
     "since_us", string.format("%.0f", now_in_us()), "fencing_token", 0, "hold_ms", 0)
   redis.call("PEXPIRE", lock, HANDED_OVER_MS)
   local wake = line .. ":" .. number .. ":wake"
