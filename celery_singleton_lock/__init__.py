@@ -12,7 +12,7 @@ from .errors import (
     StoreError,
 )
 from .lease import Lease
-from .results import DuplicateTaskError
+from .results import DuplicateTaskError, SingletonResult
 from .signals import LockEvent, lease_lost, lock_acquired, lock_refused, lock_released
 from .task import SingletonTask
 
@@ -31,6 +31,7 @@ __all__ = [
     "LockEvent",
     "LockHeldError",
     "SingletonError",
+    "SingletonResult",
     "SingletonTask",
     "StoreError",
     "lease_lost",

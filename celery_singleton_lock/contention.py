@@ -13,6 +13,7 @@ from .lease import Lease
 from .locks import AppLocks
 from .options import LockOptions
 from .outage import ask_store, send_back
+from .phases import has_ended
 from .publishing import Waiting
 from .results import DuplicateTaskError, Skipped, fail_followers, is_finished, store_skipped
 from .signals import LockEvent, lock_refused
@@ -195,6 +196,7 @@ class _Contender:
 
     def _end(self, conflict: Conflict, outcome: Outcome) -> NoReturn:
         message = self._tell(conflict, outcome)
+        has_ended(self._task)
         if isinstance(outcome, Fail):
             held = LockHeldError(f"{message} ({outcome.reason})", conflict.holder)
             fail_followers(self._task, held)

@@ -30,7 +30,7 @@ class DjangoSingletonTask(SingletonTask, DjangoTask):
         Raises:
             KeyDerivationError: An argument has no lock key; the commit publishes nothing.
         """
-        self._check_key(args, kwargs, None)
+        self._call(args, kwargs, None)
         super().delay_on_commit(*args, **kwargs)
 
     def apply_async_on_commit(
@@ -41,5 +41,5 @@ class DjangoSingletonTask(SingletonTask, DjangoTask):
         Raises:
             KeyDerivationError: An argument has no lock key; the commit publishes nothing.
         """
-        self._check_key(args or (), kwargs or {}, options.get("serializer"))
+        self._call(args or (), kwargs or {}, options.get("serializer"))
         super().apply_async_on_commit(args, kwargs, *rest, **options)

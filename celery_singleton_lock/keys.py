@@ -125,6 +125,12 @@ def canonical(value: Any) -> Any:
     return _canonical_object(value)
 
 
+def queued_key(key: str) -> str:
+    """Where a run that waits in its queue is noted, beside the lock that it is to have."""
+    prefix_and_tag, _, rest = key.partition("}")
+    return f"{prefix_and_tag}}}:queued{rest}"
+
+
 def call_digest(
     task_name: str,
     signature: inspect.Signature,

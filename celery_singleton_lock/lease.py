@@ -14,7 +14,16 @@ from collections.abc import Callable
 from enum import Enum, auto
 
 from .errors import Holder, LeaseLostError, StoreError
-from .stores.base import PLACE_LIVES, UNTOLD, Acquisition, Claim, Claimant, LockStore, Place
+from .stores.base import (
+    PLACE_LIVES,
+    UNTOLD,
+    Acquisition,
+    Claim,
+    Claimant,
+    LockStore,
+    Place,
+    Reserved,
+)
 
 #: Seconds; one who stands in line shows this often that it is alive: twice before its place lapses.
 SHOW_EVERY = PLACE_LIVES / 3
@@ -55,6 +64,7 @@ class Lease:
         claimant: What others are told about this run.
         owner_token: The secret of this execution; made anew unless given.
         at_least_for: Seconds that the lock is kept at least, from when its first attempt took it.
+        reserved: What is to be given back once the lock is there.
         clock: Seconds; must not step.
 
     Attributes:
@@ -74,6 +84,7 @@ class Lease:
         claimant: Claimant,
         owner_token: str | None = None,
         at_least_for: float = 0.0,
+        reserved: Reserved | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.key = key
@@ -83,6 +94,7 @@ class Lease:
         self.fencing_token = 0
         self._store = store
         self._claimant = claimant
+        self._reserved = reserved
         self._clock = clock
         # Made before the store is asked: whatever interrupts the asking can still give it back.
         self._owner_token = owner_token or new_owner_token()
@@ -154,7 +166,9 @@ class Lease:
             self._place = place if place.number else untold
         asked_at = self._clock()
         self._state = _State.ASKED
-        answer = self._store.acquire(self.key, self._owner_token, self.ttl, self._claimant, place)
+        answer = self._store.acquire(
+            self.key, self._owner_token, self.ttl, self._claimant, place, self._reserved
+        )
         self._look_in = answer.look_in
         if not answer.is_acquired:
             self._place = answer.place

@@ -20,6 +20,10 @@ from .keys import LockArgs, call_digest, call_key, check_key_prefix
 
 DEFAULT_KEY_PREFIX = "singleton:"
 DEFAULT_LOCK_TTL = 30.0
+DEFAULT_RESERVATION_TTL = 3600.0
+#: From when on there is at most one copy: from its start; from its publishing to its start, and
+#: one that runs; from its publishing to its end.
+PHASES = ("running", "queued_and_running", "lifetime")
 #: Seconds; longer ones are mistakes, and break the arithmetic of servers and threads.
 LONGEST = 366 * 24 * 3600.0
 #: Where a bound task class keeps the options that it was given, as against effective ones.
@@ -31,6 +35,8 @@ ATTRIBUTES: Mapping[str, str | None] = {
     "lock_args": None,
     "lock_ttl": "singleton_lock_ttl",
     "lock_at_least_for": None,
+    "lock_phase": None,
+    "lock_reservation_ttl": "singleton_lock_reservation_ttl",
     "lock_on_retry": "singleton_lock_on_retry",
     "on_lease_lost": "singleton_on_lease_lost",
     "on_conflict": "singleton_on_conflict",
@@ -54,6 +60,8 @@ class LockOptions:
         lock_args: Which arguments count: ``None`` for all, names, or a callable.
         lock_ttl: Seconds without renewal until the lock is anyone's.
         lock_at_least_for: Seconds that the lock is kept at least, from the run's first start.
+        lock_phase: "running", "queued_and_running" or "lifetime".
+        lock_reservation_ttl: Seconds that a reservation outlives the eta of a lost message.
         lock_on_retry: "release", or "hold": nobody else gets in before the retry.
         on_lease_lost: "warn", or "abort": the body is stopped.
         on_conflict: What becomes of a run that meets a held lock.
@@ -66,6 +74,8 @@ class LockOptions:
     lock_args: LockArgs
     lock_ttl: float
     lock_at_least_for: float
+    lock_phase: str
+    lock_reservation_ttl: float
     lock_on_retry: str
     on_lease_lost: str
     on_conflict: OnConflict
@@ -75,7 +85,8 @@ class LockOptions:
     @property
     def tells_its_call(self) -> bool:
         """Whether a run has to say which call it is, for others of the task to compare."""
-        return self.on_conflict == "join" or callable(self.on_conflict)
+        is_compared = self.on_conflict == "join" or callable(self.on_conflict)
+        return is_compared or self.lock_phase != "running"
 
     def call(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
         """Which call this is, with all its arguments; empty where nobody compares."""
@@ -111,7 +122,8 @@ def lock_options(task_class: Any, app: Any) -> LockOptions:
     _check_attribute_names(task_class)
     reader = _Reader(task_class, app)
     signature = _body_signature(task_class)
-    lock_args, on_conflict = reader.lock_args(signature), reader.on_conflict()
+    lock_args, lock_phase = reader.lock_args(signature), reader.one_of("lock_phase", *PHASES)
+    on_conflict = reader.on_conflict(lock_phase)
     if on_conflict is None:
         _check_every_argument_counts(task_class.name, lock_args, signature)
     lock_ttl = reader.seconds("lock_ttl")
@@ -121,6 +133,8 @@ def lock_options(task_class: Any, app: Any) -> LockOptions:
         lock_args=lock_args,
         lock_ttl=DEFAULT_LOCK_TTL if lock_ttl is None else lock_ttl,
         lock_at_least_for=reader.seconds("lock_at_least_for", may_be_zero=True) or 0.0,
+        lock_phase=lock_phase,
+        lock_reservation_ttl=reader.seconds("lock_reservation_ttl") or DEFAULT_RESERVATION_TTL,
         lock_on_retry=reader.one_of("lock_on_retry", "release", "hold"),
         on_lease_lost=reader.one_of("on_lease_lost", "warn", "abort"),
         on_conflict=on_conflict or "skip",
@@ -148,6 +162,8 @@ def named_lock_options(app: Any, lock_name: str, count: int) -> LockOptions:
         lock_args=names,
         lock_ttl=reader.seconds("lock_ttl") or DEFAULT_LOCK_TTL,
         lock_at_least_for=0.0,
+        lock_phase="running",
+        lock_reservation_ttl=DEFAULT_RESERVATION_TTL,
         lock_on_retry="release",
         on_lease_lost="warn",
         on_conflict="wait",
@@ -223,8 +239,16 @@ class _Reader:
                 )
         return names
 
-    def on_conflict(self) -> OnConflict | None:
+    def on_conflict(self, lock_phase: str) -> OnConflict | None:
         value, origin = self.read("on_conflict")
+        if lock_phase == "queued_and_running" and value not in (None, "requeue", "wait"):
+            raise ConfigurationError(
+                f"{origin} is {value!r}, but a task with lock_phase='queued_and_running' takes "
+                "'requeue' (its default) or 'wait' only: another policy would drop the very run "
+                "that the publish has promised"
+            )
+        if lock_phase == "queued_and_running":
+            return value or "requeue"
         if callable(value):
             _check_takes_no_self(value, origin, "the conflict")
         if value is None or callable(value) or value in POLICIES:
@@ -234,13 +258,17 @@ class _Reader:
             f"not {value!r}" + _hint(str(value), POLICIES)
         )
 
-    def one_of(self, attribute: str, default: str, other: str) -> str:
+    def one_of(self, attribute: str, default: str, *others: str) -> str:
         value, origin = self.read(attribute)
         if value is None:
             return default
-        if value in (default, other):
+        if value in (default, *others):
             return value  # type: ignore[no-any-return]
-        raise ConfigurationError(f"{origin} must be {default!r} or {other!r}, not {value!r}")
+        *first, last = map(repr, (default, *others))
+        raise ConfigurationError(
+            f"{origin} must be {', '.join(first)} or {last}, not {value!r}"
+            + _hint(str(value), (default, *others)).rstrip(".")
+        )
 
     def seconds(self, attribute: str, may_be_zero: bool = False) -> float | None:
         value, origin = self.read(attribute)

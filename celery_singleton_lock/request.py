@@ -11,13 +11,15 @@ from collections.abc import Callable
 from typing import Any
 
 from billiard.einfo import ExceptionWithTraceback
-from billiard.exceptions import Terminated, WorkerLostError
+from billiard.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
+from celery.signals import task_unknown
 from celery.worker.request import Request
 from kombu.utils.imports import symbol_by_name
 
 from .errors import KeyDerivationError, StoreError
 from .lease import new_owner_token
 from .locks import AppLocks
+from .phases import cancel
 from .publishing import OWNER_TOKEN
 from .results import Skipped
 from .stores.base import Claim
@@ -58,7 +60,10 @@ class SingletonRequest(Request):
         locks = self._locks()
         if not soft and locks is not None and locks.runs_in_children:
             threading.Thread(
-                target=self._release_when_gone, name="singleton-lock-release", daemon=True
+                target=self._release_when_gone,
+                args=(self._comes_again(TimeLimitExceeded()),),
+                name="singleton-lock-release",
+                daemon=True,
             ).start()
 
     def on_failure(self, exc_info: Any, *args: Any, **kwargs: Any) -> Any:
@@ -67,12 +72,19 @@ class SingletonRequest(Request):
         if isinstance(error, ExceptionWithTraceback):
             error = error.exc
         if isinstance(error, (WorkerLostError, Terminated)):
-            self._release()  # before Celery requeues the message: its copy starts at once
+            # Before Celery requeues the message: its copy starts at once.
+            self._release(self._comes_again(error))
         result = super().on_failure(exc_info, *args, **kwargs)
         if isinstance(error, Skipped):
             # After Ignore, Flower would show STARTED for ever: it reads events only.
             self.send_event("task-revoked", terminated=False, signum=None, expired=False)
         return result
+
+    def _announce_revoked(self, reason: Any, terminated: bool, signum: Any, expired: bool) -> None:
+        """Celery's hook for a revoked or expired run, one whose body may live on included."""
+        super()._announce_revoked(reason, terminated, signum, expired)
+        if not terminated:
+            self._cancel()
 
     @property
     def has_reported(self) -> bool:
@@ -91,23 +103,43 @@ class SingletonRequest(Request):
             return None  # then the child has no lock either
         return Claim(key, self._owner_token, options.lock_ttl)
 
-    def _release(self) -> None:
+    def _comes_again(self, error: BaseException) -> bool:
+        """Whether the message of a run that died of this goes to another worker."""
+        task = self.task
+        if isinstance(error, WorkerLostError):
+            is_retried = getattr(task, "retry_on_worker_lost", False)  # new in Celery 5.7
+            return bool(is_retried or (task.acks_late and task.reject_on_worker_lost))
+        if isinstance(error, TimeLimitExceeded):
+            return bool(task.acks_late and not _acks_on_timeout(task))
+        return False
+
+    def _cancel(self) -> None:
+        if self.task._own_options is not None:
+            at_least_for = self.task._own_options.lock_at_least_for
+            cancel(self._app, self._message.headers or {}, self.id, at_least_for)
+
+    def _release(self, comes_again: bool) -> None:
         locks = self._locks()
         if locks is None:
             return
         claim = self._claim(locks)
         if claim is None:
             return
+        options = self.task._lock_options
         try:
+            if comes_again and options.lock_phase == "lifetime":
+                locks.store.hold(claim.key, claim.owner_token, options.lock_reservation_ttl)
             if locks.store.release(claim.key, claim.owner_token):
                 logger.info("Freed %s, whose run %s[%s] died", claim.key, self.name, self.id)
+            elif not comes_again:
+                self._cancel()  # it died before it had its lock
         except StoreError as error:
             logger.warning("%s; the lock of dead run %s ends with its ttl", error, self.id)
 
-    def _release_when_gone(self) -> None:
+    def _release_when_gone(self, comes_again: bool) -> None:
         while not is_gone(self.worker_pid):
             time.sleep(LOOK_EVERY)
-        self._release()
+        self._release(comes_again)
 
 
 def combined_request(task_class: type) -> type[Request]:
@@ -149,3 +181,15 @@ def is_gone(pid: int) -> bool:
         return False
     except (ChildProcessError, ProcessLookupError):  # reaped already
         return True
+
+
+@task_unknown.connect
+def _cancel_what_nobody_knows(sender: Any, message: Any, **sent: Any) -> None:
+    """A worker of another release got the message, and has thrown it away."""
+    cancel(sender.app, message.headers or {}, sent["id"])
+
+
+def _acks_on_timeout(task: Any) -> bool:
+    # Celery 5.7 has split the older option.
+    is_acked = getattr(task, "acks_on_timeout", None)
+    return bool(task.acks_on_failure_or_timeout if is_acked is None else is_acked)

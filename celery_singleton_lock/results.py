@@ -9,10 +9,10 @@ from typing import Any, cast
 from celery import states
 from celery.app.task import Context
 from celery.exceptions import ChordError, Ignore, TaskRevokedError
-from celery.result import EagerResult
+from celery.result import AsyncResult, EagerResult
 from celery.utils.functional import maybe_list
 
-from .errors import LockHeldError
+from .errors import Holder, LockHeldError
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +23,18 @@ class DuplicateTaskError(LockHeldError, TaskRevokedError):
     ``.get()`` on the skipped run's result raises it. It is also Celery's ``TaskRevokedError``:
     whoever handles revoked tasks handles skipped ones.
     """
+
+
+class SingletonResult(AsyncResult):
+    """Celery's result, which also tells whether the call was published.
+
+    Attributes:
+        is_duplicate: It was not: this is the result of the run that will do for it.
+        holder: If so, which run that is, as the store tells it.
+    """
+
+    is_duplicate: bool = False
+    holder: Holder | None = None
 
 
 class Skipped(Ignore):
@@ -118,11 +130,12 @@ def eager_outcome(result: Any, throw: bool) -> Any:
         DuplicateTaskError: It was skipped, and its errors are to be raised.
     """
     error = getattr(result.result, "error", None) if isinstance(result.result, Skipped) else None
-    if error is None:
-        return result
-    if throw:
-        raise error
-    return EagerResult(result.id, error, states.REVOKED)
+    if error is not None:
+        if throw:
+            raise error
+        result = EagerResult(result.id, error, states.REVOKED)
+    result.is_duplicate, result.holder = False, None  # as of a SingletonResult
+    return result
 
 
 def is_finished(task: Any, task_id: str) -> bool:

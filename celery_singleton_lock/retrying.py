@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import datetime
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from celery.exceptions import Retry
@@ -13,24 +12,46 @@ from celery.exceptions import Retry
 from .errors import StoreError
 from .lease import Lease
 from .options import LockOptions
+from .phases import coming_again, seconds_until
 
 logger = logging.getLogger(__name__)
 
 
 @contextmanager
 def passing_on(
-    task: Any, options: LockOptions | None, eta: datetime | None, countdown: float | None
+    task: Any, options: LockOptions | None, eta: Any, countdown: float | None
 ) -> Iterator[None]:
-    """Promise the lock to the next attempt while it is published, if the task says ``"hold"``.
+    """See that the next attempt, while it is published, finds what it is to have.
 
-    The promise stands for the countdown and one ttl more; past it the retry goes to the queue
-    like anyone's. Where no retry is published, it is taken back.
+    That is the lock if the task says ``"hold"``, for the countdown and one ttl more; past it the
+    retry goes to the queue like anyone's. With a phase that begins at the publish it is what was
+    reserved, which the publish has promised for longer. Where no retry is published, it is taken
+    back.
     """
     lease = task.lease
-    if options is None or options.lock_on_retry != "hold" or not isinstance(lease, Lease):
+    if options is None or not isinstance(lease, Lease):
         yield
         return
-    _promise(lease, _seconds_until(task, eta, countdown) + options.lock_ttl)
+    if eta is None and countdown is None:
+        countdown = task.default_retry_delay
+    seconds = seconds_until(task.app, eta, countdown)
+    if options.lock_phase == "lifetime":
+        held_for = seconds + options.lock_reservation_ttl
+    elif options.lock_on_retry == "hold":
+        held_for = seconds + options.lock_ttl
+    else:
+        held_for = 0.0
+    with ExitStack() as stack:
+        if held_for:
+            stack.enter_context(_promising(lease, held_for))
+        if options.lock_phase != "running" and not task.request.is_eager:
+            stack.enter_context(coming_again(task, options, lease.key, seconds))
+        yield
+
+
+@contextmanager
+def _promising(lease: Lease, seconds: float) -> Iterator[None]:
+    _promise(lease, seconds)
     try:
         yield
     except Retry:
@@ -46,9 +67,3 @@ def _promise(lease: Lease, seconds: float) -> None:
     except StoreError as error:
         # The retry is worth more than its place: it goes to the queue like anyone's.
         logger.warning("%s; %s is not held for a retry", error, lease.key)
-
-
-def _seconds_until(task: Any, eta: datetime | None, countdown: float | None) -> float:
-    if eta is not None:
-        return max(0.0, (eta - datetime.now(eta.tzinfo)).total_seconds())
-    return float(task.default_retry_delay if countdown is None else countdown)

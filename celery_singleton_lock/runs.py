@@ -17,6 +17,7 @@ from .errors import StoreError
 from .lease import Lease, NestedLease, NullLease
 from .locks import AppLocks
 from .options import LockOptions
+from .phases import has_started, reserved_beside
 from .publishing import OWNER_TOKEN, Waiting, forget_waiting
 from .results import has_succeeded
 from .signals import LockEvent, lease_lost, lock_acquired, lock_released
@@ -49,12 +50,19 @@ def begin(task: Any, options: LockOptions, args: Any, kwargs: Any) -> None:
     claimant = Claimant(request.id, worker, os.getpid(), options.call(args, kwargs))
     owner_token = (request.properties or {}).get(OWNER_TOKEN)
     lease = Lease(
-        locks.store, key, options.lock_ttl, claimant, owner_token, options.lock_at_least_for
+        locks.store,
+        key,
+        options.lock_ttl,
+        claimant,
+        owner_token,
+        options.lock_at_least_for,
+        reserved_beside(options, request, key),
     )
     # Before the store is asked: whatever ends this run from here on, end() finds the lease.
     request.singleton_lease = lease
     take(task, locks, options, lease)
     forget_waiting(request)
+    has_started(locks, request, key)
     event = LockEvent(task.name, request.id, key, lease.fencing_token)
     _hold(task, locks, options, lease, event)
     if waiting.is_redelivered:

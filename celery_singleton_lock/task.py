@@ -5,9 +5,9 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, ClassVar
 
 from celery import Task
@@ -20,8 +20,9 @@ from .conflict import OnConflict
 from .errors import ConfigurationError, Holder, LockHeldError
 from .lease import Lease, NestedLease, NullLease
 from .options import ATTRIBUTES, GIVEN, LockOptions, is_enabled, lock_options
+from .phases import Call, has_ended, is_settled_at_start, publish
 from .request import combined_request
-from .results import eager_outcome
+from .results import SingletonResult, eager_outcome
 from .retrying import passing_on
 
 #: Hook → what happens where an override does not call the next one. Not ``after_return``: under
@@ -62,6 +63,13 @@ class SingletonTask(Task):
     #: Seconds that the lock is kept at least, from the run's first start, however the run ends
     #: (but for a crash): others meet it so long. The run's own retry passes. Default: 0.0.
     lock_at_least_for: ClassVar[float | timedelta | None] = None
+    #: From when on there is at most one: ``"running"``: from its start; ``"queued_and_running"``:
+    #: one that waits in its queue and one that runs; ``"lifetime"``: one from its publish to its
+    #: end. With the latter two :meth:`apply_async` may publish nothing. Default: ``"running"``.
+    lock_phase: ClassVar[str | None] = None
+    #: Seconds, from the eta of a message on, until a publish no longer counts whose message is
+    #: lost (purged, say). Default: ``singleton_lock_reservation_ttl``, 3600.0.
+    lock_reservation_ttl: ClassVar[float | timedelta | None] = None
     #: ``"hold"``: nobody else gets in between a run and its retry. Default:
     #: ``singleton_lock_on_retry``, ``"release"``.
     lock_on_retry: ClassVar[str | None] = None
@@ -71,7 +79,8 @@ class SingletonTask(Task):
     on_lease_lost: ClassVar[str | None] = None
     #: What becomes of a run that finds the lock held: ``"skip"``, ``"fail"``, ``"requeue"``,
     #: ``"wait"``, or a callable that sees the ``Conflict`` and returns one of them. Default:
-    #: ``singleton_on_conflict``, ``"skip"``. Must be said where ``lock_args`` leaves arguments out.
+    #: ``singleton_on_conflict``, ``"skip"``; with ``"queued_and_running"`` it is ``"requeue"``.
+    #: Must be said where ``lock_args`` leaves arguments out.
     on_conflict: ClassVar[OnConflict | None] = None
     #: Longest time in seconds that a run under ``"wait"`` or ``"requeue"`` goes without its lock;
     #: then it fails with ``LockHeldError``, unless it is a retry or a redelivered copy. Default:
@@ -115,6 +124,7 @@ class SingletonTask(Task):
         cls.lock_name, cls.lock_ttl = options.lock_name, options.lock_ttl
         cls.lock_at_least_for, cls.lock_on_retry = options.lock_at_least_for, options.lock_on_retry
         cls.on_lease_lost, cls.wait_timeout = options.on_lease_lost, options.wait_timeout
+        cls.lock_phase, cls.lock_reservation_ttl = options.lock_phase, options.lock_reservation_ttl
         cls.lock_args = _unbound(options.lock_args)
         cls.on_conflict = _unbound(options.on_conflict)
         throws = cls.throws if isinstance(cls.throws, (tuple, list)) else (cls.throws,)
@@ -165,14 +175,46 @@ class SingletonTask(Task):
         """
         return self.lock(*args, **kwargs).holder()
 
-    def apply_async(self, args: Any = None, kwargs: Any = None, *rest: Any, **options: Any) -> Any:
-        """Publish as Celery does. Costs no round trip to the store.
+    def apply_async(
+        self,
+        args: Any = None,
+        kwargs: Any = None,
+        task_id: str | None = None,
+        producer: Any = None,
+        link: Any = None,
+        link_error: Any = None,
+        shadow: str | None = None,
+        **options: Any,
+    ) -> Any:
+        """Publish as Celery does.
+
+        Costs no round trip to the store; with a ``lock_phase`` that begins here one, and may
+        publish nothing then, for a run that is under way will do. That one's result is returned,
+        with ``is_duplicate`` True and its ``holder``; of all others ``is_duplicate`` is False.
 
         Raises:
             KeyDerivationError: An argument has no lock key; nothing was published.
+            LockHeldError: It is a duplicate, and ``on_conflict`` is "fail"; likewise.
         """
-        self._check_key(args or (), kwargs or {}, options.get("serializer"))
-        return super().apply_async(args, kwargs, *rest, **options)
+        send = partial(super().apply_async, args, kwargs)
+        message = {
+            "task_id": task_id,
+            "producer": producer,
+            "link": link,
+            "link_error": link_error,
+            "shadow": shadow,
+            **options,
+        }
+        call = self._call(args or (), kwargs or {}, options.get("serializer"))
+        if call is None or not call.is_to_be_reserved or is_settled_at_start(self.app, message):
+            return send(**message)
+        return publish(self, call, message, lambda **more: send(**{**message, **more}))
+
+    def AsyncResult(self, task_id: str, **kwargs: Any) -> SingletonResult:  # noqa: N802
+        """The result of a run of this task."""
+        return SingletonResult(
+            task_id, backend=self.backend, task_name=self.name, app=self.app, **kwargs
+        )
 
     def apply(
         self,
@@ -227,14 +269,18 @@ class SingletonTask(Task):
             super().after_return(*args)
         finally:
             runs.end(self)
+            has_ended(self)
 
-    def _check_key(self, args: Any, kwargs: Any, serializer: str | None) -> None:
+    def _call(self, args: Any, kwargs: Any, serializer: str | None) -> Call | None:
+        """One call of this task, if it takes a lock."""
         options = self._lock_options
         if options is None:
-            return
-        # Arguments that do not fit: Celery says so itself, here or (typing=False) in the worker.
-        with suppress(TypeError):
-            options.key("", *self._as_sent(args, kwargs, serializer))
+            return None
+        try:
+            return Call.of(options, *self._as_sent(args, kwargs, serializer))
+        except TypeError:
+            # Arguments that do not fit: Celery says so, here or (typing=False) in the worker.
+            return None
 
     def _as_sent(self, args: Any, kwargs: Any, serializer: str | None = None) -> Any:
         """Celery sends the models of a pydantic task as plain data, except with pickle."""

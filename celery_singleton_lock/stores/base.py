@@ -62,6 +62,34 @@ class Place(NamedTuple):
     due_in: float | None = None
 
 
+class Reserved(NamedTuple):
+    """What was taken for a run when it was published, beside its lock.
+
+    Attributes:
+        key: Where.
+        seconds: How long it is to be kept from each time on that its run goes back to the queue.
+    """
+
+    key: str
+    seconds: float
+
+
+class Reservation(NamedTuple):
+    """The answer to ``reserve``.
+
+    Attributes:
+        is_reserved: Whether it is the asking task id's now.
+        holder: Whose it is, whoever that is.
+        is_running: Whether that one has the lock by now, so that its body runs, or has just ended.
+        is_same_call: Whether holder and asker are the same call, as far as both tell theirs.
+    """
+
+    is_reserved: bool
+    holder: Holder
+    is_running: bool = False
+    is_same_call: bool = False
+
+
 class Acquisition(NamedTuple):
     """The answer to ``acquire``.
 
@@ -93,7 +121,7 @@ UNTOLD = -1
 #: Seconds that the place of one who is awake lives after its last question.
 PLACE_LIVES = 2.0
 #: Seconds that the place of one who is in its queue lives after it was due.
-DUE_FOR = 1.0
+DUE_FOR = 2.0
 #: Seconds that a lock which was handed to a place waits for its owner to take it.
 HANDED_OVER_FOR = 2.0
 #: So often somebody may be let in before one who is in its queue; then the lock waits for it.
@@ -126,6 +154,7 @@ class LockStore(ABC):
         ttl: float,
         claimant: Claimant,
         place: Place | None = None,
+        reserved: Reserved | None = None,
     ) -> Acquisition:
         """Take the lock if it is free and nobody before us in line wants it, for ``ttl`` seconds.
 
@@ -139,6 +168,8 @@ class LockStore(ABC):
             claimant: What others are told about the asker.
             place: Stand there in line if the lock is refused; ``None``: do not stand in line.
                 Nobody stands in line for a lock that is held under its own task id.
+            reserved: Give this back with taking the lock, and else keep it, as far as it is the
+                asker's.
         """
 
     @abstractmethod
@@ -187,6 +218,24 @@ class LockStore(ABC):
 
         Returns:
             False when it was not the caller's any more; then nothing was changed.
+        """
+
+    @abstractmethod
+    def reserve(self, key: str, claimant: Claimant, seconds: float) -> Reservation:
+        """Keep a free lock so long for a run that is to be published, as for a retry.
+
+        Only a run of that task id can take it; one that asks again gets the full time again. Who
+        stands in line and could have the lock goes before.
+        """
+
+    @abstractmethod
+    def cancel(self, key: str, task_id: str, at_least_for: float = 0.0) -> bool:
+        """Give back what is kept for a run that will not come.
+
+        A lock that was held before goes on being kept for ``at_least_for``; see :meth:`release`.
+
+        Returns:
+            False when it is not kept for that task id, or held by it; then nothing was changed.
         """
 
     @abstractmethod

@@ -23,6 +23,8 @@ from .base import (
     Claimant,
     LockStore,
     Place,
+    Reservation,
+    Reserved,
 )
 
 #: The owner token of a lock that is kept after its release.
@@ -42,6 +44,11 @@ class _HeldLock:
     @property
     def is_kept(self) -> bool:
         return self.owner_token == _NOBODY and not self.heir
+
+    @property
+    def is_reserved(self) -> bool:
+        """Whether it is kept for a run that has not been there yet."""
+        return self.is_kept and not self.holder.fencing_token
 
     def is_for(self, owner_token: str, task_id: str) -> bool:
         """Whether this owner may take it: as its heir, or because it is kept for its task id."""
@@ -99,41 +106,17 @@ class MemoryStore(LockStore):
         ttl: float,
         claimant: Claimant,
         place: Place | None = None,
+        reserved: Reserved | None = None,
     ) -> Acquisition:
         """See :meth:`LockStore.acquire`."""
         with self._mutex:
-            now = self._clock()
-            place = self._found(key, place, owner_token)
-            number = place.number if place else 0
-            held = self._living(key)
-            if held is None:
-                ahead, is_anybody_queued = self._next_in_line(key, place)
-                if ahead is None:
-                    self._count_served(key, is_anybody_queued)
-                elif ahead.is_awake:
-                    held = self._hand_over(key, ahead, is_anybody_queued)
-                else:
-                    look_in = ahead.lapses_at - now
-                    answer = Acquisition(False, ahead.holder, look_in=look_in)
-                    return self._stand(key, answer, owner_token, claimant, place)
-            if held is None or held.is_for(owner_token, claimant.task_id):
-                self._leave(key, number)
-                self._last_fencing_token = max(self._last_fencing_token + 1, int(now * 1_000_000))
-                since = now if held is None else held.holder.since
-                holder = _holder(claimant, since, self._last_fencing_token)
-                held = _HeldLock(owner_token, now + ttl, holder, call=claimant.call)
-                self._locks[key] = held
-            if held.owner_token == owner_token:
-                held.expires_at = now + ttl
-                return Acquisition(True, held.holder, str(self._epoch))
-            answer = Acquisition(
-                False,
-                held.holder,
-                look_in=held.expires_at - now,
-                is_holder_queued=held.is_kept and held.hold > 0,
-                is_same_call=claimant.call == held.call != "",
-            )
-            return self._stand(key, answer, owner_token, claimant, place)
+            answer = self._acquire(key, owner_token, ttl, claimant, place)
+            ours = reserved and self._kept_for(reserved.key, claimant.task_id)
+            if reserved and ours and answer.is_acquired:
+                del self._locks[reserved.key]
+            elif reserved and ours:
+                ours.expires_at = self._clock() + reserved.seconds
+            return answer
 
     def await_turn(self, key: str, place: Place, seconds: float) -> None:
         """See :meth:`LockStore.await_turn`."""
@@ -166,10 +149,7 @@ class MemoryStore(LockStore):
             if keep > 0 and not held.heir:
                 held.owner_token, held.expires_at = _NOBODY, now + keep
             else:
-                del self._locks[key]
-                ahead, is_anybody_queued = self._next_in_line(key)
-                if ahead and ahead.is_awake:
-                    self._hand_over(key, ahead, is_anybody_queued)
+                self._free(key)
             return True
 
     def hold(self, key: str, owner_token: str, seconds: float) -> bool:
@@ -179,6 +159,42 @@ class MemoryStore(LockStore):
             if held is not None:
                 held.hold = seconds
             return held is not None
+
+    def reserve(self, key: str, claimant: Claimant, seconds: float) -> Reservation:
+        """See :meth:`LockStore.reserve`."""
+        with self._mutex:
+            now = self._clock()
+            held = self._living(key)
+            if held is None:
+                ahead, is_anybody_queued = self._next_in_line(key)
+                if ahead is None:
+                    self._count_served(key, is_anybody_queued)
+                    held = _HeldLock(_NOBODY, now, _holder(claimant, now, 0), call=claimant.call)
+                    self._locks[key] = held
+                elif ahead.is_awake:
+                    held = self._hand_over(key, ahead, is_anybody_queued)
+                else:
+                    is_same_call = claimant.call == ahead.claimant.call != ""
+                    return Reservation(False, ahead.holder, False, is_same_call)
+            if held.is_kept and held.holder.task_id == claimant.task_id:
+                held.hold, held.expires_at = seconds, now + seconds
+                return Reservation(True, held.holder, False, True)
+            is_same_call = claimant.call == held.call != ""
+            return Reservation(False, held.holder, held.owner_token != _NOBODY, is_same_call)
+
+    def cancel(self, key: str, task_id: str, at_least_for: float = 0.0) -> bool:
+        """See :meth:`LockStore.cancel`."""
+        with self._mutex:
+            held = self._kept_for(key, task_id)
+            if held is None:
+                return False
+            now = self._clock()
+            keep_until = held.holder.since + at_least_for
+            if keep_until > now and not held.is_reserved:
+                held.hold, held.expires_at = 0.0, keep_until
+            else:
+                self._free(key)
+            return True
 
     def restore(
         self, key: str, owner_token: str, ttl: float, holder: Holder, epoch: str
@@ -215,6 +231,42 @@ class MemoryStore(LockStore):
 
     def __str__(self) -> str:
         return "memory://"
+
+    def _acquire(
+        self, key: str, owner_token: str, ttl: float, claimant: Claimant, place: Place | None
+    ) -> Acquisition:
+        now = self._clock()
+        place = self._found(key, place, owner_token)
+        number = place.number if place else 0
+        held = self._living(key)
+        if held is None:
+            ahead, is_anybody_queued = self._next_in_line(key, place)
+            if ahead is None:
+                self._count_served(key, is_anybody_queued)
+            elif ahead.is_awake:
+                held = self._hand_over(key, ahead, is_anybody_queued)
+            else:
+                look_in = ahead.lapses_at - now
+                answer = Acquisition(False, ahead.holder, look_in=look_in)
+                return self._stand(key, answer, owner_token, claimant, place)
+        if held is None or held.is_for(owner_token, claimant.task_id):
+            self._leave(key, number)
+            self._last_fencing_token = max(self._last_fencing_token + 1, int(now * 1_000_000))
+            since = now if held is None or held.is_reserved else held.holder.since
+            holder = _holder(claimant, since, self._last_fencing_token)
+            held = _HeldLock(owner_token, now + ttl, holder, call=claimant.call)
+            self._locks[key] = held
+        if held.owner_token == owner_token:
+            held.expires_at = now + ttl
+            return Acquisition(True, held.holder, str(self._epoch))
+        answer = Acquisition(
+            False,
+            held.holder,
+            look_in=held.expires_at - now,
+            is_holder_queued=held.is_kept and held.hold > 0,
+            is_same_call=claimant.call == held.call != "",
+        )
+        return self._stand(key, answer, owner_token, claimant, place)
 
     def _next_in_line(
         self, key: str, asker: Place | None = None
@@ -269,6 +321,17 @@ class MemoryStore(LockStore):
         line.pop(number, None)
         if not line:
             self._lines.pop(key, None)
+
+    def _kept_for(self, key: str, task_id: str) -> _HeldLock | None:
+        held = self._living(key)
+        return held if held and held.is_kept and held.holder.task_id == task_id else None
+
+    def _free(self, key: str) -> None:
+        """The lock is the first one's who is awake, or nobody's."""
+        del self._locks[key]
+        ahead, is_anybody_queued = self._next_in_line(key)
+        if ahead and ahead.is_awake:
+            self._hand_over(key, ahead, is_anybody_queued)
 
     def _hand_over(self, key: str, ahead: _StandingPlace, is_anybody_queued: bool) -> _HeldLock:
         now = self._clock()

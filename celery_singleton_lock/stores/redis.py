@@ -19,6 +19,8 @@ key                                   type   content                   lives
                                                                        change
 ``…:line:…:1763700000000000``         string one place, as JSON        until it lapses
 ``…:line:…:1763700000000000:wake``    list   wakes its owner           2 s, or until it has
+``singleton:{23}:queued:1:shop.buy…`` hash   a reservation, as of the  until its run starts, or
+                                             lock itself               as long as it was asked
 ``singleton:{23}:fencing``            hash   the bucket: its last      for ever: there are 64
                                              fencing token; epoch,
                                              when it began
@@ -57,6 +59,8 @@ from .base import (
     Claimant,
     LockStore,
     Place,
+    Reservation,
+    Reserved,
 )
 from .scripts import load_script
 
@@ -80,6 +84,8 @@ ACQUIRE = load_script("line", "acquire", **_LINE)
 RENEW = load_script("renew")
 RELEASE = load_script("line", "release", **_LINE)
 HOLD = load_script("hold")
+RESERVE = load_script("line", "reserve", **_LINE)
+CANCEL = load_script("line", "cancel", **_LINE)
 RESTORE = load_script("restore")
 
 try:
@@ -152,11 +158,13 @@ class RedisStore(LockStore):
         ttl: float,
         claimant: Claimant,
         place: Place | None = None,
+        reserved: Reserved | None = None,
     ) -> Acquisition:
         """See :meth:`LockStore.acquire`. One round trip."""
-        keys = (key, _bucket(key), _line(key))
-        args = (owner_token, _ms(ttl), *claimant, *_place_args(place))
-        is_acquired, *answer = self._ask(lambda: self._run(ACQUIRE, 3, *keys, *args))
+        reserved_key, keep_ms = (reserved.key, _ms(reserved.seconds)) if reserved else (key, 0)
+        keys = (key, _bucket(key), _line(key), reserved_key)
+        args = (owner_token, _ms(ttl), *claimant, *_place_args(place), keep_ms)
+        is_acquired, *answer = self._ask(lambda: self._run(ACQUIRE, 4, *keys, *args))
         holder = _holder(answer[:5])
         if is_acquired:
             return Acquisition(True, holder, epoch=answer[5])
@@ -199,6 +207,20 @@ class RedisStore(LockStore):
         """See :meth:`LockStore.hold`. One round trip."""
         hold_ms = _ms(seconds) if seconds else 0
         return bool(self._ask(lambda: self._run(HOLD, 1, key, owner_token, hold_ms)))
+
+    def reserve(self, key: str, claimant: Claimant, seconds: float) -> Reservation:
+        """See :meth:`LockStore.reserve`. One round trip."""
+        args = (key, _line(key), *claimant, _ms(seconds))
+        is_reserved, *answer = self._ask(lambda: self._run(RESERVE, 2, *args))
+        is_running, is_same_call = answer[5:]
+        return Reservation(
+            bool(is_reserved), _holder(answer[:5]), bool(is_running), bool(is_same_call)
+        )
+
+    def cancel(self, key: str, task_id: str, at_least_for: float = 0.0) -> bool:
+        """See :meth:`LockStore.cancel`. One round trip."""
+        at_least_ms = _ms(at_least_for) if at_least_for else 0
+        return bool(self._ask(lambda: self._run(CANCEL, 2, key, _line(key), task_id, at_least_ms)))
 
     def restore(
         self, key: str, owner_token: str, ttl: float, holder: Holder, epoch: str

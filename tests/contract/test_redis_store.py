@@ -204,7 +204,7 @@ def test_every_script_says_what_it_is_for():
         assert script.name == "line.lua" or all(
             word in head for word in ("KEYS[1]", "ARGV[1]", "Returns")
         )
-    assert len(scripts) == 6
+    assert len(scripts) == 8
 
 
 @pytest.mark.parametrize("interrupted", ["send_packed_command", "read_response"])

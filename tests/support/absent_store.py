@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from celery_singleton_lock.errors import Holder, StoreError
-from celery_singleton_lock.stores.base import Acquisition, Claim, Claimant, Place
+from celery_singleton_lock.stores.base import (
+    Acquisition,
+    Claim,
+    Claimant,
+    Place,
+    Reservation,
+    Reserved,
+)
 from celery_singleton_lock.stores.memory import MemoryStore
 
 
@@ -28,8 +35,9 @@ class AbsentStore(MemoryStore):
         ttl: float,
         claimant: Claimant,
         place: Place | None = None,
+        reserved: Reserved | None = None,
     ) -> Acquisition:
-        return self._answer(super().acquire, key, owner_token, ttl, claimant, place)
+        return self._answer(super().acquire, key, owner_token, ttl, claimant, place, reserved)
 
     def await_turn(self, key: str, place: Place, seconds: float) -> None:
         self._answer(super().await_turn, key, place, seconds)
@@ -45,6 +53,12 @@ class AbsentStore(MemoryStore):
         place: Place | None = None,
     ) -> bool:
         return self._answer(super().release, key, owner_token, at_least_for, place)
+
+    def reserve(self, key: str, claimant: Claimant, seconds: float) -> Reservation:
+        return self._answer(super().reserve, key, claimant, seconds)
+
+    def cancel(self, key: str, task_id: str, at_least_for: float = 0.0) -> bool:
+        return self._answer(super().cancel, key, task_id, at_least_for)
 
     def hold(self, key: str, owner_token: str, seconds: float) -> bool:
         return self._answer(super().hold, key, owner_token, seconds)

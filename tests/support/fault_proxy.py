@@ -6,7 +6,7 @@ import asyncio
 import socket
 import struct
 import threading
-from collections.abc import Coroutine
+from collections.abc import Collection, Coroutine
 from contextlib import suppress
 from typing import Any
 
@@ -35,6 +35,7 @@ class FaultProxy:
         self.held = 0
         self._upstream = port
         self._fault, self._error = "none", b""
+        self._lost: Collection[str] = SCRIPTS
         self._links: set[asyncio.StreamWriter] = set()
         # Bound and not listening: nobody else gets the port while connections are refused.
         self._reserved = _bound(0)
@@ -66,11 +67,12 @@ class FaultProxy:
         """Reset each connection at its next command, which is not carried out."""
         self._set("cut")
 
-    def lose_replies(self, once: bool = False) -> None:
-        """Have scripts carried out, and close the connection in place of their reply.
+    def lose_replies(self, once: bool = False, names: Collection[str] = SCRIPTS) -> None:
+        """Have commands of these names carried out, and close the connection for a reply.
 
         ``once``: refuse all else from the first one on.
         """
+        self._lost = names
         self._set("lose once" if once else "lose")
 
     def answer(self, error: str) -> None:
@@ -147,7 +149,7 @@ class FaultProxy:
                 if self._fault == "answer" and name not in GREETING:
                     client.write(self._error)
                     continue
-                if self._fault.startswith("lose") and name in SCRIPTS:
+                if self._fault.startswith("lose") and name in self._lost:
                     loses.set()
                 server.write(command)
         except (OSError, asyncio.IncompleteReadError):

@@ -8,6 +8,7 @@
 -- KEYS[1]  lock key
 -- KEYS[2]  the lock's bucket
 -- KEYS[3]  the lock's line
+-- KEYS[4]  what was reserved for the run beside its lock, or the lock key
 -- ARGV[1]  owner token
 -- ARGV[2]  ttl in ms
 -- ARGV[3]  task id of the claimant
@@ -18,7 +19,8 @@
 --          already, or "" for none
 -- ARGV[8]  the line's count of those who were let in, as of when it first stood there
 -- ARGV[9]  ms until its owner asks again by itself, or 0 if it waits to be handed the lock
--- ARGV[10]  ms that the place lives
+-- ARGV[10] ms that the place lives
+-- ARGV[11] ms that what was reserved is to be kept if the lock is refused
 -- Returns  {1, task id, worker, pid, since in µs, fencing token, the bucket's epoch} of the
 --          claimant if acquired, else
 --          {0, task id, worker, pid, since in µs, fencing token} of the holder, and then the number
@@ -30,6 +32,8 @@ local own_number = tonumber(own_place)
 if own_number == 0 then
   own_number = nil
 end
+
+local has_reserved = KEYS[4] ~= KEYS[1] and redis.call("HGET", KEYS[4], "task_id") == ARGV[3]
 
 local function own_served()
   local served = tonumber(ARGV[8])
@@ -70,6 +74,9 @@ local function refuse(holder, call, free_in_ms, is_kept_for_retry)
   local is_with_itself = holder[1] == ARGV[3] and ARGV[3] ~= ""
   if own_place ~= "" and not is_with_itself then
     number, served, seen = stand_in_line(now_in_us())
+  end
+  if has_reserved then
+    redis.call("PEXPIRE", KEYS[4], ARGV[11])
   end
   local task_id, worker, pid, since_us, fencing_token = unpack(holder)
   return {0, task_id, worker, pid, since_us, fencing_token,
@@ -115,12 +122,15 @@ if owner_token ~= ARGV[1] then
   end
   -- The clock keeps the number growing when the counter is lost (R9). Both are below 2^53, so
   -- the doubles of Lua 5.1 are exact; its tostring() is not, hence "%.0f".
+  local fencing_before = fencing_token
   fencing_token = string.format("%.0f", math.max(tonumber(bucket_token or 0) + 1, now_us))
   -- When the bucket began. A store that has lost its data begins another one; see restore.lua.
   epoch = epoch or string.format("%.0f", now_us)
   redis.call("HSET", KEYS[2], "fencing_token", fencing_token, "epoch", epoch)
-  -- A retry goes on with what its first attempt began.
-  since_us = since_us or string.format("%.0f", now_us)
+  -- A retry goes on with what its first attempt began. What was reserved begins now.
+  if not since_us or (is_kept and fencing_before == "0") then
+    since_us = string.format("%.0f", now_us)
+  end
   task_id, worker, pid = ARGV[3], ARGV[4], ARGV[5]
   redis.call("HSET", KEYS[1],
     "owner_token", ARGV[1], "heir", "", "task_id", task_id, "worker", worker, "pid", pid,
@@ -130,5 +140,8 @@ local expiry = redis.pcall("PEXPIRE", KEYS[1], ARGV[2])
 if type(expiry) == "table" and expiry.err then
   redis.call("DEL", KEYS[1])  -- scripts are not rolled back: it would be held for ever
   return expiry
+end
+if has_reserved then
+  redis.call("DEL", KEYS[4])
 end
 return {1, task_id, worker, pid, since_us, fencing_token, epoch}

@@ -31,9 +31,5 @@ if keep_ms > 0 then
   redis.call("HSET", KEYS[1], "owner_token", "")
   return 1
 end
-local number, place, is_anybody_queued = next_in_line(KEYS[2])
-if not place or place.due_ms > 0 then
-  return redis.call("DEL", KEYS[1])
-end
-hand_over(KEYS[1], KEYS[2], number, place, is_anybody_queued)
+free(KEYS[1], KEYS[2])
 return 1
