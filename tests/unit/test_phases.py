@@ -315,17 +315,18 @@ def in_future(seconds):
     [
         ({}, 100.0),
         ({"countdown": 50}, 150.0),
-        ({"eta": in_future(50)}, 150.0),
-        ({"eta": in_future(50).isoformat()}, 150.0),
-        ({"eta": in_future(50).replace(tzinfo=None)}, 150.0),
+        ({"eta": lambda: in_future(50)}, 150.0),
+        ({"eta": lambda: in_future(50).isoformat()}, 150.0),
+        ({"eta": lambda: in_future(50).replace(tzinfo=None)}, 150.0),
         ({"expires": 70}, 70.0),
-        ({"expires": in_future(70)}, 70.0),
+        ({"expires": lambda: in_future(70)}, 70.0),
         ({"expires": 700}, 100.0),
         ({"expires": 120, "countdown": 50}, 120.0),
     ],
 )
 def test_a_lost_message_is_waited_for_so_long(app, clock, message, expected):
     task = new_task(app, lock_phase=LIFETIME, lock_reservation_ttl=100.0)
+    message = {name: value() if callable(value) else value for name, value in message.items()}
     task.apply_async(("anvil",), **message)
 
     clock.advance(expected - 2)
