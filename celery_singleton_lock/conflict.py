@@ -33,6 +33,8 @@ class Conflict:
         is_holder_queued: Whether the holder is in its queue: the lock is kept for its retry.
         is_same_call: Whether the holder is the same task with the same arguments, all of them;
             told only where ``on_conflict`` is ``"join"`` or a callable.
+        is_newest: ``"rerun"`` only: whether none that is newer has met the lock meanwhile.
+        is_superseded: ``"rerun"`` only: whether a newer one, the holder, has had the lock.
         retries: How many of its retries the run has used.
         is_redelivered: Whether the broker delivers this message not for the first time.
         is_eager: Whether it runs in the caller's process, with no queue to go back to.
@@ -51,6 +53,8 @@ class Conflict:
     holder: Holder
     is_holder_queued: bool = False
     is_same_call: bool = False
+    is_newest: bool = False
+    is_superseded: bool = False
     retries: int = 0
     is_redelivered: bool = False
     is_eager: bool = False
@@ -145,13 +149,26 @@ def wait(conflict: Conflict) -> Outcome:
     return Requeue(min(conflict.delay, left)) if conflict.is_holder_queued else Wait(left)
 
 
+def rerun(conflict: Conflict) -> Outcome:
+    """One further run is enough, with the newest arguments: the others end at once."""
+    return Requeue(conflict.delay) if conflict.is_newest else Skip()
+
+
 def _waited_too_long(conflict: Conflict) -> Fail:
     return Fail(f"it has waited {conflict.waited:.1f} s, its wait_timeout is over")
 
 
-POLICIES: dict[str, Policy] = {"skip": skip, "fail": fail, "requeue": requeue, "wait": wait}
-#: Those under which no run is sent away before its ``wait_timeout``.
-_PATIENT = (requeue, wait)
+POLICIES: dict[str, Policy] = {
+    "skip": skip,
+    "fail": fail,
+    "requeue": requeue,
+    "wait": wait,
+    "rerun": rerun,
+}
+#: Those that know themselves when to send away a run that was put back.
+_PATIENT = (requeue, wait, rerun)
+#: The store has to know them before the first conflict: a callable names another one.
+_NOT_FOR_CALLABLES = ("rerun",)
 
 
 def policy_name(on_conflict: OnConflict, conflict: Conflict) -> str:
@@ -161,10 +178,10 @@ def policy_name(on_conflict: OnConflict, conflict: Conflict) -> str:
         ConfigurationError: A callable returned something that is no policy's name.
     """
     name = on_conflict(conflict) if callable(on_conflict) else on_conflict
-    if name not in POLICIES:
+    if callable(on_conflict) and name not in names_for_callables():
         raise ConfigurationError(
             f"The on_conflict callable of task {conflict.task_name} returned {name!r}; "
-            f"it must return one of {policy_names()}"
+            f"it must return one of {', '.join(map(repr, names_for_callables()))}"
         )
     return name
 
@@ -174,10 +191,13 @@ def decide(name: str, conflict: Conflict) -> Outcome:
 
     A run never loses to itself, and whoever was let in before is not sent away (R5): such a run
     goes back to the queue whatever the policy says. ``expires`` bounds that; ``wait_timeout``
-    only bounds the waiting of a run that was not under way before. An eager run has no queue: it
-    waits where it is.
+    only bounds the waiting of a run that was not under way before. Only an update that a newer
+    one has overtaken ends in any case: it would undo what that one did. An eager run has no
+    queue: it waits where it is.
     """
     policy = POLICIES[name]
+    if conflict.is_superseded:
+        return Skip()
     outcome = Requeue(conflict.delay) if conflict.is_with_itself else policy(conflict)
     is_to_come_back = conflict.was_under_way or (
         conflict.was_let_in_before and policy not in _PATIENT
@@ -195,6 +215,11 @@ def requeue_delay(requeues: int) -> float:
     """Seconds until the next try: growing, and spread so that many waiters do not come at once."""
     longest = min(LONGEST_DELAY, SHORTEST_DELAY * 2.0 ** min(requeues, 30))
     return random.uniform(longest / 2, longest)
+
+
+def names_for_callables() -> list[str]:
+    """The names of the policies that a callable may return."""
+    return [name for name in POLICIES if name not in _NOT_FOR_CALLABLES]
 
 
 def policy_names() -> str:

@@ -14,7 +14,7 @@ from .locks import AppLocks
 from .options import LockOptions
 from .outage import ask_store, send_back
 from .phases import has_ended
-from .publishing import Waiting
+from .publishing import Waiting, note_generation
 from .results import DuplicateTaskError, Skipped, fail_followers, is_finished, store_skipped
 from .signals import LockEvent, lock_refused
 from .stores.base import MOST_PASSES, Acquisition, Place
@@ -64,7 +64,9 @@ class _Contender:
             self._meet_conflict(answer)
 
     def _ask(self, place: Place | None) -> Acquisition:
-        return ask_store(self._task, self._locks, lambda: self._lease.acquire(place))
+        answer = ask_store(self._task, self._locks, lambda: self._lease.acquire(place))
+        note_generation(self._request, answer.generation)
+        return answer
 
     def _wait(self, seconds: float) -> Acquisition:
         return ask_store(self._task, self._locks, lambda: self._lease.wait(seconds))
@@ -75,16 +77,20 @@ class _Contender:
         if policy == "wait":
             return Place(waiting.place, waiting.served)
         is_to_go_back = policy == "requeue" or waiting.is_promised(self._request)
-        if is_to_go_back and not self._request.is_eager:
+        # Under "rerun" the lock is kept for the newest, and nobody else has to come again.
+        if is_to_go_back and policy != "rerun" and not self._request.is_eager:
             return Place(waiting.place, waiting.served, self._delay)
         return None
 
     def _is_leaving(self, answer: Acquisition) -> bool:
         """Whether the holder's body is over: Celery sends links and results before it releases.
 
-        Reads the result backend, except for a policy that loses nothing by waiting.
+        Reads the result backend, except for a policy that loses nothing by waiting. An update is
+        the holder's successor anyway.
         """
         holder, request = answer.holder, self._request
+        if self._options.on_conflict == "rerun":
+            return False
         if not holder.task_id or self._is_with_itself(answer) or not holder.fencing_token:
             return False
         if holder.task_id == request.parent_id:
@@ -160,6 +166,8 @@ class _Contender:
             holder=answer.holder,
             is_holder_queued=answer.is_holder_queued,
             is_same_call=answer.is_same_call,
+            is_newest=answer.is_newest,
+            is_superseded=answer.is_superseded,
             retries=request.retries,
             is_redelivered=waiting.is_redelivered,
             is_eager=request.is_eager,
@@ -174,7 +182,8 @@ class _Contender:
     def _tell(self, conflict: Conflict, outcome: Outcome) -> str:
         task_name, task_id = conflict.task_name, conflict.task_id
         key, holder = conflict.lock_key, conflict.holder
-        message = f"Task {task_name}[{task_id}] {_DID[outcome.name]}: {key} is held by {holder}"
+        met = "has been had since by the newer" if conflict.is_superseded else "is held by"
+        message = f"Task {task_name}[{task_id}] {_DID[outcome.name]}: {key} {met} {holder}"
         logger.info(message)
         event = LockEvent(task_name, task_id, key, holder=holder, outcome=outcome.name)
         lock_refused.send(sender=self._task, event=event)
@@ -184,7 +193,8 @@ class _Contender:
         """Go back to the queue with a place in line; or return with the lock, if it is free now."""
         waiting = Waiting.of(self._request)
         is_noted_as_queued = answer.place is not None and answer.place.due_in is not None
-        if not is_noted_as_queued and not conflict.is_with_itself:
+        stands_in_line = self._options.on_conflict != "rerun"
+        if stands_in_line and not is_noted_as_queued and not conflict.is_with_itself:
             answer = self._ask(Place(waiting.place, waiting.served, outcome.countdown))
             if answer.is_acquired:
                 return

@@ -20,6 +20,7 @@ from .stores.base import (
     Acquisition,
     Claim,
     Claimant,
+    Generation,
     LockStore,
     Place,
     Reserved,
@@ -65,6 +66,7 @@ class Lease:
         owner_token: The secret of this execution; made anew unless given.
         at_least_for: Seconds that the lock is kept at least, from when its first attempt took it.
         reserved: What is to be given back once the lock is there.
+        generation: How new it is, if only the newest counts.
         clock: Seconds; must not step.
 
     Attributes:
@@ -85,6 +87,7 @@ class Lease:
         owner_token: str | None = None,
         at_least_for: float = 0.0,
         reserved: Reserved | None = None,
+        generation: Generation | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.key = key
@@ -95,6 +98,7 @@ class Lease:
         self._store = store
         self._claimant = claimant
         self._reserved = reserved
+        self._generation = generation
         self._clock = clock
         # Made before the store is asked: whatever interrupts the asking can still give it back.
         self._owner_token = owner_token or new_owner_token()
@@ -167,8 +171,16 @@ class Lease:
         asked_at = self._clock()
         self._state = _State.ASKED
         answer = self._store.acquire(
-            self.key, self._owner_token, self.ttl, self._claimant, place, self._reserved
+            self.key,
+            self._owner_token,
+            self.ttl,
+            self._claimant,
+            place,
+            self._reserved,
+            self._generation,
         )
+        if self._generation:
+            self._generation = self._generation._replace(number=answer.generation)
         self._look_in = answer.look_in
         if not answer.is_acquired:
             self._place = answer.place
@@ -197,6 +209,11 @@ class Lease:
         if is_awake and seconds > 0:
             self._store.await_turn(self.key, place, seconds)
         return self.acquire(place._replace(due_in=None))
+
+    @property
+    def generation(self) -> int:
+        """How new it is, once the store has said so; 0 where that is of no matter."""
+        return self._generation.number if self._generation else 0
 
     def keep_place(self) -> None:
         """Have :meth:`release` not leave the line: the run comes again."""

@@ -249,6 +249,11 @@ class _Reader:
             )
         if lock_phase == "queued_and_running":
             return value or "requeue"
+        if lock_phase == "lifetime" and value == "rerun":
+            raise ConfigurationError(
+                f"{origin} is 'rerun', which needs the message of each call; a task with "
+                "lock_phase='lifetime' publishes no second one. Leave out one of the two"
+            )
         if callable(value):
             _check_takes_no_self(value, origin, "the conflict")
         if value is None or callable(value) or value in POLICIES:

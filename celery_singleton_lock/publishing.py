@@ -7,11 +7,14 @@ from dataclasses import astuple, dataclass, fields, replace
 from typing import Any
 
 from .results import ignores_result
-from .stores.base import Place
+from .stores.base import Generation, Place
 
 #: Message header of a run that was put back: what :class:`Waiting` says, as a list. Dropped once
 #: the run has its lock, so that a later retry starts afresh.
 HEADER = "singleton_waiting"
+#: Message header under "rerun": when the call was published, in µs since the epoch. A retry is as
+#: new as its first attempt.
+GENERATION = "singleton_generation"
 #: Message property under which the worker's main process tells a child its owner token. Not a
 #: header: those go out again with a retry.
 OWNER_TOKEN = "singleton_owner_token"
@@ -101,6 +104,23 @@ def put_back(task: Any, countdown: float, waiting: Waiting) -> None:
         signature.apply_async(add_to_parent=False)
     finally:
         request.called_directly = was_called_directly
+
+
+def generation_now() -> int:
+    """That of a call which is published now, by this machine's clock."""
+    return time.time_ns() // 1000
+
+
+def generation_of(task: Any, request: Any) -> Generation:
+    """How new the current run is; by its arrival, if its publisher has not said so."""
+    number = (request.headers or {}).get(GENERATION)
+    return Generation(task.name, number if isinstance(number, int) else 0)
+
+
+def note_generation(request: Any, number: int) -> None:
+    """Have the current run stay as new as it is: if it is put back, and for its retries."""
+    if number:
+        request.headers = {**(request.headers or {}), GENERATION: number}
 
 
 def forget_waiting(request: Any) -> None:

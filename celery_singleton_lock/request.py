@@ -19,7 +19,7 @@ from kombu.utils.imports import symbol_by_name
 from .errors import KeyDerivationError, StoreError
 from .lease import new_owner_token
 from .locks import AppLocks
-from .phases import cancel
+from .phases import HEADER, cancel
 from .publishing import OWNER_TOKEN
 from .results import Skipped
 from .stores.base import Claim
@@ -114,9 +114,15 @@ class SingletonRequest(Request):
         return False
 
     def _cancel(self) -> None:
-        if self.task._own_options is not None:
-            at_least_for = self.task._own_options.lock_at_least_for
-            cancel(self._app, self._message.headers or {}, self.id, at_least_for)
+        """Give back what is kept for a run that will not come."""
+        options, locks = self.task._lock_options, self._locks()
+        if options is None or locks is None:
+            return
+        headers = dict(self._message.headers or {})
+        claim = self._claim(locks) if options.on_conflict == "rerun" else None
+        if claim is not None:
+            headers[HEADER] = claim.key  # it may be the follow-up
+        cancel(self._app, headers, self.id, options.lock_at_least_for)
 
     def _release(self, comes_again: bool) -> None:
         locks = self._locks()

@@ -18,7 +18,7 @@ from .lease import Lease, NestedLease, NullLease
 from .locks import AppLocks
 from .options import LockOptions
 from .phases import has_started, reserved_beside
-from .publishing import OWNER_TOKEN, Waiting, forget_waiting
+from .publishing import OWNER_TOKEN, Waiting, forget_waiting, generation_of
 from .results import has_succeeded
 from .signals import LockEvent, lease_lost, lock_acquired, lock_released
 from .stores.base import Claimant
@@ -57,6 +57,7 @@ def begin(task: Any, options: LockOptions, args: Any, kwargs: Any) -> None:
         owner_token,
         options.lock_at_least_for,
         reserved_beside(options, request, key),
+        generation_of(task, request) if options.on_conflict == "rerun" else None,
     )
     # Before the store is asked: whatever ends this run from here on, end() finds the lease.
     request.singleton_lease = lease

@@ -21,6 +21,7 @@ from .errors import ConfigurationError, Holder, LockHeldError
 from .lease import Lease, NestedLease, NullLease
 from .options import ATTRIBUTES, GIVEN, LockOptions, is_enabled, lock_options
 from .phases import Call, has_ended, is_settled_at_start, publish
+from .publishing import GENERATION, generation_now
 from .request import combined_request
 from .results import SingletonResult, eager_outcome
 from .retrying import passing_on
@@ -127,6 +128,13 @@ class SingletonTask(Task):
         cls.lock_phase, cls.lock_reservation_ttl = options.lock_phase, options.lock_reservation_ttl
         cls.lock_args = _unbound(options.lock_args)
         cls.on_conflict = _unbound(options.on_conflict)
+        if options.on_conflict == "rerun" and not (cls.acks_late and cls.reject_on_worker_lost):
+            warnings.warn(
+                f"Task {options.task_name} has on_conflict='rerun': the newest update is lost with "
+                "a worker that dies with its message. To have it delivered again, set "
+                "acks_late=True and reject_on_worker_lost=True",
+                stacklevel=2,
+            )
         throws = cls.throws if isinstance(cls.throws, (tuple, list)) else (cls.throws,)
         cls.throws = (*(each for each in throws if each is not LockHeldError), LockHeldError)
         app.steps["worker"].add(StoreCheck)
@@ -206,6 +214,9 @@ class SingletonTask(Task):
             **options,
         }
         call = self._call(args or (), kwargs or {}, options.get("serializer"))
+        if call is not None and call.options.on_conflict == "rerun":
+            headers = message.get("headers") or {}
+            message["headers"] = {GENERATION: generation_now(), **headers}
         if call is None or not call.is_to_be_reserved or is_settled_at_start(self.app, message):
             return send(**message)
         return publish(self, call, message, lambda **more: send(**{**message, **more}))

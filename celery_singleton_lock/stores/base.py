@@ -62,6 +62,18 @@ class Place(NamedTuple):
     due_in: float | None = None
 
 
+class Generation(NamedTuple):
+    """How new an update is, among those of one task.
+
+    Attributes:
+        task_name: The task.
+        number: When it was published, in µs since the epoch; 0: by arrival, now.
+    """
+
+    task_name: str
+    number: int = 0
+
+
 class Reserved(NamedTuple):
     """What was taken for a run when it was published, beside its lock.
 
@@ -104,6 +116,11 @@ class Acquisition(NamedTuple):
         look_in: If it was not: seconds after which it may be free although nobody is woken.
         is_holder_queued: Whether the holder is in its queue: the lock is kept for its retry.
         is_same_call: Whether holder and asker are the same call, as far as both tell theirs.
+        generation: The number of the asker's generation, if it told one.
+        is_newest: If it was refused: whether none that is newer was. Then the lock will be kept
+            for it, or for a newer one, once it is released.
+        is_superseded: Whether it was refused because a newer one has had the lock, which is the
+            holder then.
     """
 
     is_acquired: bool
@@ -114,6 +131,9 @@ class Acquisition(NamedTuple):
     look_in: float = 0.0
     is_holder_queued: bool = False
     is_same_call: bool = False
+    generation: int = 0
+    is_newest: bool = False
+    is_superseded: bool = False
 
 
 #: Number of a place that was asked for, while it is not known whether the store gave it.
@@ -124,6 +144,8 @@ PLACE_LIVES = 2.0
 DUE_FOR = 2.0
 #: Seconds that a lock which was handed to a place waits for its owner to take it.
 HANDED_OVER_FOR = 2.0
+#: Seconds that a lock is kept for the newest of those that were refused under "rerun".
+FOLLOW_UP_FOR = 10.0
 #: So often somebody may be let in before one who is in its queue; then the lock waits for it.
 MOST_PASSES = 3
 
@@ -155,6 +177,7 @@ class LockStore(ABC):
         claimant: Claimant,
         place: Place | None = None,
         reserved: Reserved | None = None,
+        generation: Generation | None = None,
     ) -> Acquisition:
         """Take the lock if it is free and nobody before us in line wants it, for ``ttl`` seconds.
 
@@ -170,6 +193,9 @@ class LockStore(ABC):
                 Nobody stands in line for a lock that is held under its own task id.
             reserved: Give this back with taking the lock, and else keep it, as far as it is the
                 asker's.
+            generation: Refuse the lock once a newer generation of the same task has had it, and
+                keep it after its release for the newest that met it, who has to come again. Such
+                a one does not stand in line.
         """
 
     @abstractmethod

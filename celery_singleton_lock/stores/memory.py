@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from threading import Condition
 
 from ..errors import Holder
 from .base import (
     DUE_FOR,
+    FOLLOW_UP_FOR,
     HANDED_OVER_FOR,
     MOST_PASSES,
     PLACE_LIVES,
@@ -21,6 +22,7 @@ from .base import (
     Acquisition,
     Claim,
     Claimant,
+    Generation,
     LockStore,
     Place,
     Reservation,
@@ -32,12 +34,23 @@ _NOBODY = ""
 
 
 @dataclass
+class _Follower:
+    claimant: Claimant
+    generation: Generation
+    since: float
+
+
+@dataclass
 class _HeldLock:
     owner_token: str
     expires_at: float
     holder: Holder
     hold: float = 0.0
     call: str = ""
+    #: Task name → the newest of its runs that met the lock.
+    next: dict[str, _Follower] = field(default_factory=dict)
+    #: Whose follow-up it is kept for.
+    follows: Generation | None = None
     #: The owner token that it was handed over to, until that owner takes it.
     heir: str = ""
 
@@ -50,10 +63,28 @@ class _HeldLock:
         """Whether it is kept for a run that has not been there yet."""
         return self.is_kept and not self.holder.fencing_token
 
-    def is_for(self, owner_token: str, task_id: str) -> bool:
-        """Whether this owner may take it: as its heir, or because it is kept for its task id."""
+    def is_for(self, owner_token: str, task_id: str, generation: Generation | None) -> bool:
+        """Whether this owner may take it: as its heir, or because it is kept for its task id.
+
+        Or for an update that is not newer.
+        """
         is_kept_for_us = self.is_kept and self.holder.task_id == task_id != ""
-        return is_kept_for_us or self.heir == owner_token
+        return is_kept_for_us or self.heir == owner_token or self._follows(generation)
+
+    def _follows(self, generation: Generation | None) -> bool:
+        kept_for = self.follows if self.is_kept else None
+        is_ours = generation and kept_for and kept_for.task_name == generation.task_name
+        return bool(is_ours and kept_for and generation and kept_for.number <= generation.number)
+
+    def note_as_next(self, claimant: Claimant, generation: Generation, now: float) -> bool:
+        """Whether nobody newer of the task was refused; then this one is the next."""
+        name, newest = generation.task_name, self.next.get(generation.task_name)
+        kept_for = self.follows if self.is_kept else None
+        is_kept_for_newer = kept_for and kept_for.task_name == name and kept_for > generation
+        if is_kept_for_newer or (newest and newest.generation > generation):
+            return False
+        self.next[name] = _Follower(claimant, generation, newest.since if newest else now)
+        return True
 
 
 @dataclass
@@ -88,6 +119,8 @@ class MemoryStore(LockStore):
         self._lines: dict[str, dict[int, _StandingPlace]] = {}
         #: Lock key → how often somebody was let in while somebody was in its queue.
         self._served: dict[str, int] = {}
+        #: Lock key, task name → the newest of its runs that has had the lock.
+        self._newest: dict[tuple[str, str], tuple[int, Holder]] = {}
         self._last_fencing_token = 0
         self._epoch = 1
         self._mutex = Condition()
@@ -107,10 +140,16 @@ class MemoryStore(LockStore):
         claimant: Claimant,
         place: Place | None = None,
         reserved: Reserved | None = None,
+        generation: Generation | None = None,
     ) -> Acquisition:
         """See :meth:`LockStore.acquire`."""
         with self._mutex:
-            answer = self._acquire(key, owner_token, ttl, claimant, place)
+            now = self._clock()
+            if generation and not generation.number:
+                generation = generation._replace(number=int(now * 1_000_000))
+            answer = self._acquire(key, owner_token, ttl, claimant, place, generation)
+            if generation:
+                answer = self._note_generation(key, answer, claimant, generation)
             ours = reserved and self._kept_for(reserved.key, claimant.task_id)
             if reserved and ours and answer.is_acquired:
                 del self._locks[reserved.key]
@@ -217,6 +256,7 @@ class MemoryStore(LockStore):
             self._locks.clear()
             self._lines.clear()
             self._served.clear()
+            self._newest.clear()
             self._last_fencing_token = 0
             self._epoch += 1
 
@@ -233,12 +273,22 @@ class MemoryStore(LockStore):
         return "memory://"
 
     def _acquire(
-        self, key: str, owner_token: str, ttl: float, claimant: Claimant, place: Place | None
+        self,
+        key: str,
+        owner_token: str,
+        ttl: float,
+        claimant: Claimant,
+        place: Place | None,
+        generation: Generation | None,
     ) -> Acquisition:
         now = self._clock()
         place = self._found(key, place, owner_token)
         number = place.number if place else 0
         held = self._living(key)
+        newest = generation and self._newest.get((key, generation.task_name))
+        is_ours = held is not None and held.owner_token == owner_token
+        if newest and generation and newest[0] > generation.number and not is_ours:
+            return Acquisition(False, newest[1], is_superseded=True)
         if held is None:
             ahead, is_anybody_queued = self._next_in_line(key, place)
             if ahead is None:
@@ -249,12 +299,13 @@ class MemoryStore(LockStore):
                 look_in = ahead.lapses_at - now
                 answer = Acquisition(False, ahead.holder, look_in=look_in)
                 return self._stand(key, answer, owner_token, claimant, place)
-        if held is None or held.is_for(owner_token, claimant.task_id):
+        if held is None or held.is_for(owner_token, claimant.task_id, generation):
             self._leave(key, number)
             self._last_fencing_token = max(self._last_fencing_token + 1, int(now * 1_000_000))
             since = now if held is None or held.is_reserved else held.holder.since
             holder = _holder(claimant, since, self._last_fencing_token)
-            held = _HeldLock(owner_token, now + ttl, holder, call=claimant.call)
+            waiting = held.next if held else {}
+            held = _HeldLock(owner_token, now + ttl, holder, call=claimant.call, next=waiting)
             self._locks[key] = held
         if held.owner_token == owner_token:
             held.expires_at = now + ttl
@@ -267,6 +318,23 @@ class MemoryStore(LockStore):
             is_same_call=claimant.call == held.call != "",
         )
         return self._stand(key, answer, owner_token, claimant, place)
+
+    def _note_generation(
+        self, key: str, answer: Acquisition, claimant: Claimant, generation: Generation
+    ) -> Acquisition:
+        answer = answer._replace(generation=generation.number)
+        held = self._living(key)
+        if answer.is_acquired and held:
+            self._newest[key, generation.task_name] = (generation.number, answer.holder)
+            waiting = held.next.get(generation.task_name)
+            if waiting and waiting.generation <= generation:
+                del held.next[generation.task_name]
+            return answer
+        is_with_itself = answer.holder.task_id == claimant.task_id != ""
+        if answer.is_superseded or is_with_itself:
+            return answer
+        is_newest = held is None or held.note_as_next(claimant, generation, self._clock())
+        return answer._replace(is_newest=is_newest)
 
     def _next_in_line(
         self, key: str, asker: Place | None = None
@@ -327,11 +395,23 @@ class MemoryStore(LockStore):
         return held if held and held.is_kept and held.holder.task_id == task_id else None
 
     def _free(self, key: str) -> None:
-        """The lock is the first one's who is awake, or nobody's."""
-        del self._locks[key]
+        """The lock is a follow-up's, or the first one's who is awake in its line; or nobody's."""
+        waiting, now = self._locks.pop(key).next, self._clock()
         ahead, is_anybody_queued = self._next_in_line(key)
-        if ahead and ahead.is_awake:
-            self._hand_over(key, ahead, is_anybody_queued)
+        run = min(waiting.values(), key=lambda each: each.since, default=None)
+        if run and not (ahead and ahead.number / 1_000_000 < run.since):
+            del waiting[run.generation.task_name]
+            self._locks[key] = _HeldLock(
+                _NOBODY,
+                now + FOLLOW_UP_FOR,
+                _holder(run.claimant, now, 0),
+                hold=FOLLOW_UP_FOR,
+                call=run.claimant.call,
+                next=waiting,
+                follows=run.generation,
+            )
+        elif ahead and ahead.is_awake:
+            self._hand_over(key, ahead, is_anybody_queued).next = waiting
 
     def _hand_over(self, key: str, ahead: _StandingPlace, is_anybody_queued: bool) -> _HeldLock:
         now = self._clock()

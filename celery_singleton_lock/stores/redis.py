@@ -19,6 +19,8 @@ key                                   type   content                   lives
                                                                        change
 ``…:line:…:1763700000000000``         string one place, as JSON        until it lapses
 ``…:line:…:1763700000000000:wake``    list   wakes its owner           2 s, or until it has
+``singleton:{23}:newest:1:shop.buy…`` hash   "rerun": task name → the  1 h from the last run
+                                             newest of its runs
 ``singleton:{23}:queued:1:shop.buy…`` hash   a reservation, as of the  until its run starts, or
                                              lock itself               as long as it was asked
 ``singleton:{23}:fencing``            hash   the bucket: its last      for ever: there are 64
@@ -50,6 +52,7 @@ from redis.retry import Retry
 from ..errors import Holder, StoreError
 from .base import (
     DUE_FOR,
+    FOLLOW_UP_FOR,
     HANDED_OVER_FOR,
     MOST_PASSES,
     PLACE_LIVES,
@@ -57,6 +60,7 @@ from .base import (
     Acquisition,
     Claim,
     Claimant,
+    Generation,
     LockStore,
     Place,
     Reservation,
@@ -72,20 +76,23 @@ COMMAND_TIMEOUT = 2.0
 LINE_LIVES = 10.0
 #: Seconds; longer than a slot is usually busy while a run that was put back waits for it.
 SERVED_LIVES = 600.0
+#: Seconds; longer than an older update is likely to be under way once a newer one has run.
+NEWEST_LIVES = 3600.0
 
 _LINE = {
     "MOST_PASSES": MOST_PASSES,
     "HANDED_OVER_MS": round(HANDED_OVER_FOR * 1000),
     "UNTOLD": UNTOLD,
+    "FOLLOW_UP_MS": round(FOLLOW_UP_FOR * 1000),
     "LINE_LIVES_MS": round(LINE_LIVES * 1000),
     "SERVED_LIVES_MS": round(SERVED_LIVES * 1000),
 }
-ACQUIRE = load_script("line", "acquire", **_LINE)
+ACQUIRE = load_script("line", "succession", "acquire", **_LINE)
 RENEW = load_script("renew")
-RELEASE = load_script("line", "release", **_LINE)
+RELEASE = load_script("line", "succession", "release", **_LINE)
 HOLD = load_script("hold")
 RESERVE = load_script("line", "reserve", **_LINE)
-CANCEL = load_script("line", "cancel", **_LINE)
+CANCEL = load_script("line", "succession", "cancel", **_LINE)
 RESTORE = load_script("restore")
 
 try:
@@ -159,16 +166,19 @@ class RedisStore(LockStore):
         claimant: Claimant,
         place: Place | None = None,
         reserved: Reserved | None = None,
+        generation: Generation | None = None,
     ) -> Acquisition:
         """See :meth:`LockStore.acquire`. One round trip."""
         reserved_key, keep_ms = (reserved.key, _ms(reserved.seconds)) if reserved else (key, 0)
-        keys = (key, _bucket(key), _line(key), reserved_key)
-        args = (owner_token, _ms(ttl), *claimant, *_place_args(place), keep_ms)
-        is_acquired, *answer = self._ask(lambda: self._run(ACQUIRE, 4, *keys, *args))
+        keys = (key, _bucket(key), _line(key), reserved_key, _newest(key))
+        update = (*(generation or ("", 0)), _ms(NEWEST_LIVES))
+        args = (owner_token, _ms(ttl), *claimant, *_place_args(place), keep_ms, *update)
+        is_acquired, *answer = self._ask(lambda: self._run(ACQUIRE, 5, *keys, *args))
         holder = _holder(answer[:5])
         if is_acquired:
-            return Acquisition(True, holder, epoch=answer[5])
-        number, served, seen, look_in_ms, is_queued, is_same_call = (int(n) for n in answer[5:])
+            return Acquisition(True, holder, epoch=answer[5], generation=int(answer[6]))
+        number, served, seen, look_in_ms, *more = (int(each) for each in answer[5:])
+        is_queued, is_same_call, own_generation, is_newest, is_superseded = more
         return Acquisition(
             False,
             holder,
@@ -177,6 +187,9 @@ class RedisStore(LockStore):
             look_in=max(0, look_in_ms) / 1000,
             is_holder_queued=bool(is_queued),
             is_same_call=bool(is_same_call),
+            generation=own_generation,
+            is_newest=bool(is_newest),
+            is_superseded=bool(is_superseded),
         )
 
     def await_turn(self, key: str, place: Place, seconds: float) -> None:
@@ -329,6 +342,11 @@ def _bucket(key: str) -> str:
 def _line(key: str) -> str:
     prefix_and_tag, _, rest = key.partition("}")
     return f"{prefix_and_tag}}}:line{rest}"
+
+
+def _newest(key: str) -> str:
+    prefix_and_tag, _, rest = key.partition("}")
+    return f"{prefix_and_tag}}}:newest{rest}"
 
 
 def _place_args(place: Place | None) -> tuple[Any, ...]:

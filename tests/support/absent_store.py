@@ -9,6 +9,7 @@ from celery_singleton_lock.stores.base import (
     Acquisition,
     Claim,
     Claimant,
+    Generation,
     Place,
     Reservation,
     Reserved,
@@ -36,8 +37,11 @@ class AbsentStore(MemoryStore):
         claimant: Claimant,
         place: Place | None = None,
         reserved: Reserved | None = None,
+        generation: Generation | None = None,
     ) -> Acquisition:
-        return self._answer(super().acquire, key, owner_token, ttl, claimant, place, reserved)
+        return self._answer(
+            super().acquire, key, owner_token, ttl, claimant, place, reserved, generation
+        )
 
     def await_turn(self, key: str, place: Place, seconds: float) -> None:
         self._answer(super().await_turn, key, place, seconds)

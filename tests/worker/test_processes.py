@@ -112,8 +112,8 @@ def test_each_process_of_a_prefork_worker_has_connections_of_its_own(
 
     pids_by_port = defaultdict(set)
     for command in lock_commands(tap, "worker_app.label"):
-        if command.words[2] == "4":  # acquire has four keys; its process id is the fifth argument
-            pids_by_port[command.port].add(int(command.words[11]))
+        if command.words[2] == "5":  # acquire has five keys; its process id is the fifth argument
+            pids_by_port[command.port].add(int(command.words[12]))
     ports_of_main = {each.port for each in lock_commands(tap, ":check:")}
     assert len(ports_of_main) == 1
     assert set.union(*pids_by_port.values()) == {each.pid for each in runs}

@@ -9,6 +9,7 @@
 -- KEYS[2]  the lock's bucket
 -- KEYS[3]  the lock's line
 -- KEYS[4]  what was reserved for the run beside its lock, or the lock key
+-- KEYS[5]  hash: task name -> JSON: the newest of its runs that has had the lock; see succession.lua
 -- ARGV[1]  owner token
 -- ARGV[2]  ttl in ms
 -- ARGV[3]  task id of the claimant
@@ -21,12 +22,16 @@
 -- ARGV[9]  ms until its owner asks again by itself, or 0 if it waits to be handed the lock
 -- ARGV[10] ms that the place lives
 -- ARGV[11] ms that what was reserved is to be kept if the lock is refused
--- Returns  {1, task id, worker, pid, since in µs, fencing token, the bucket's epoch} of the
---          claimant if acquired, else
+-- ARGV[12] task name under "rerun", else ""
+-- ARGV[13] the run's generation, a time in µs, or 0 for now
+-- ARGV[14] ms that its generation is remembered once it has the lock
+-- Returns  {1, task id, worker, pid, since in µs, fencing token, the bucket's epoch, its
+--          generation} of the claimant if acquired, else
 --          {0, task id, worker, pid, since in µs, fencing token} of the holder, and then the number
 --          of the claimant's place or 0, the line's count as of when it first stood there, how many
---          were let in since, ms until the lock may be free, 1 if it is kept for a retry, and 1 if
---          the holder is the same call
+--          were let in since, ms until the lock may be free, 1 if it is kept for a retry, 1 if the
+--          holder is the same call, the claimant's generation, 1 if it is the newest that is
+--          refused, and 1 if a newer one has had the lock, which is the holder then
 local own_place = find_number(KEYS[3], ARGV[7], ARGV[1])
 local own_number = tonumber(own_place)
 if own_number == 0 then
@@ -69,7 +74,58 @@ local function stand_in_line(now_us)
   return number, place.served, served - place.served
 end
 
-local function refuse(holder, call, free_in_ms, is_kept_for_retry)
+local owner_token, heir, task_id, worker, pid, call, since_us, fencing_token, hold_ms, packed_next,
+  follows, kept_generation = unpack(redis.call("HMGET", KEYS[1], "owner_token", "heir", "task_id",
+    "worker", "pid", "call", "since_us", "fencing_token", "hold_ms", "next", "follows",
+    "generation"))
+local is_handed_over = owner_token == "" and heir and heir ~= ""
+local is_kept = owner_token == "" and not is_handed_over
+
+local name, generation = ARGV[12], ARGV[13]
+if name ~= "" and generation == "0" then
+  generation = string.format("%.0f", now_in_us())
+end
+local follows_us = is_kept and name ~= "" and follows == name
+
+-- Whether no newer one of the task was refused; then this one is the next.
+local function note_as_next()
+  local followers = decoded(packed_next)
+  local newest = followers[name]
+  if follows_us and tonumber(kept_generation) > tonumber(generation) then
+    return false
+  elseif newest and tonumber(newest.generation) > tonumber(generation) then
+    return false
+  elseif redis.call("EXISTS", KEYS[1]) == 1 then
+    followers[name] = {
+      generation = generation, task_id = ARGV[3], worker = ARGV[4], pid = ARGV[5], call = ARGV[6],
+      since_us = newest and newest.since_us or string.format("%.0f", now_in_us()),
+    }
+    redis.call("HSET", KEYS[1], "next", encoded(followers))
+  end
+  return true
+end
+
+local function superseding()
+  local newest = name ~= "" and redis.call("HGET", KEYS[5], name)
+  newest = newest and cjson.decode(newest)
+  return newest and tonumber(newest.generation) > tonumber(generation) and newest
+end
+
+local function note_as_newest()
+  redis.call("HSET", KEYS[5], name, cjson.encode({
+    generation = generation, task_id = task_id, worker = worker, pid = pid, since_us = since_us,
+    fencing_token = fencing_token,
+  }))
+  redis.call("PEXPIRE", KEYS[5], ARGV[14])
+  local followers = decoded(packed_next)
+  local waiting = followers[name]
+  if waiting and tonumber(waiting.generation) <= tonumber(generation) then
+    followers[name] = nil
+    redis.call("HSET", KEYS[1], "next", encoded(followers))
+  end
+end
+
+local function refuse(holder, call, free_in_ms, is_kept_for_retry, is_superseded)
   local number, served, seen = 0, 0, 0
   local is_with_itself = holder[1] == ARGV[3] and ARGV[3] ~= ""
   if own_place ~= "" and not is_with_itself then
@@ -78,20 +134,23 @@ local function refuse(holder, call, free_in_ms, is_kept_for_retry)
   if has_reserved then
     redis.call("PEXPIRE", KEYS[4], ARGV[11])
   end
+  local is_newest = name ~= "" and not is_superseded and not is_with_itself and note_as_next()
   local task_id, worker, pid, since_us, fencing_token = unpack(holder)
   return {0, task_id, worker, pid, since_us, fencing_token,
     number, served, seen, free_in_ms, is_kept_for_retry and 1 or 0,
-    call == ARGV[6] and call ~= "" and 1 or 0}
+    call == ARGV[6] and call ~= "" and 1 or 0,
+    generation, is_newest and 1 or 0, is_superseded and 1 or 0}
 end
 
-local owner_token, heir, task_id, worker, pid, call, since_us, fencing_token, hold_ms = unpack(
-  redis.call("HMGET", KEYS[1], "owner_token", "heir", "task_id", "worker", "pid", "call",
-    "since_us", "fencing_token", "hold_ms"))
-local is_handed_over = owner_token == "" and heir and heir ~= ""
-local is_kept = owner_token == "" and not is_handed_over
+local newest = owner_token ~= ARGV[1] and superseding()
+if newest then
+  return refuse({newest.task_id, newest.worker, newest.pid, newest.since_us, newest.fencing_token},
+    "", 0, false, true)
+end
 local is_for_us = owner_token == ARGV[1]
   or (is_handed_over and heir == ARGV[1])
   or (is_kept and task_id == ARGV[3] and task_id ~= "")
+  or (follows_us and tonumber(kept_generation) <= tonumber(generation))
 if owner_token and not is_for_us then
   local is_kept_for_retry = is_kept and tonumber(hold_ms) > 0
   return refuse({task_id, worker, pid, since_us, fencing_token}, call,
@@ -135,6 +194,12 @@ if owner_token ~= ARGV[1] then
   redis.call("HSET", KEYS[1],
     "owner_token", ARGV[1], "heir", "", "task_id", task_id, "worker", worker, "pid", pid,
     "call", ARGV[6], "since_us", since_us, "fencing_token", fencing_token, "hold_ms", 0)
+  if follows and follows ~= "" then
+    redis.call("HSET", KEYS[1], "follows", "")
+  end
+  if name ~= "" then
+    note_as_newest()
+  end
 end
 local expiry = redis.pcall("PEXPIRE", KEYS[1], ARGV[2])
 if type(expiry) == "table" and expiry.err then
@@ -144,4 +209,4 @@ end
 if has_reserved then
   redis.call("DEL", KEYS[4])
 end
-return {1, task_id, worker, pid, since_us, fencing_token, epoch}
+return {1, task_id, worker, pid, since_us, fencing_token, epoch, generation}

@@ -5,8 +5,9 @@
 -- ARGV[1]  task id
 -- ARGV[2]  ms that a lock which was held is to be kept at least, from when it was taken
 -- Returns  1 given back, 0 it is not kept for that task id
-local owner_token, heir, task_id, since_us, fencing_token = unpack(
-  redis.call("HMGET", KEYS[1], "owner_token", "heir", "task_id", "since_us", "fencing_token"))
+local owner_token, heir, task_id, since_us, fencing_token, packed_next = unpack(
+  redis.call("HMGET", KEYS[1], "owner_token", "heir", "task_id", "since_us", "fencing_token",
+    "next"))
 if owner_token ~= "" or (heir or "") ~= "" or task_id ~= ARGV[1] then
   return 0
 end
@@ -18,6 +19,6 @@ if keep_ms > 0 then
   redis.call("PEXPIRE", KEYS[1], string.format("%.0f", keep_ms))
   redis.call("HSET", KEYS[1], "hold_ms", 0)
 else
-  free(KEYS[1], KEYS[2])
+  free(KEYS[1], KEYS[2], packed_next)
 end
 return 1

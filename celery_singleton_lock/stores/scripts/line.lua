@@ -106,13 +106,3 @@ local function hand_over(lock, line, number, place, is_anybody_queued)
     count_served(line)
   end
 end
-
--- The lock is the first one's who is awake, or nobody's.
-local function free(lock, line)
-  local number, place, is_anybody_queued = next_in_line(line)
-  if place and place.due_ms == 0 then
-    hand_over(lock, line, number, place, is_anybody_queued)
-  else
-    redis.call("DEL", lock)
-  end
-end

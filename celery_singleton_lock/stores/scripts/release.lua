@@ -13,8 +13,8 @@
 if ARGV[3] ~= "" then
   leave_line(KEYS[2], find_number(KEYS[2], ARGV[3], ARGV[1]))
 end
-local owner_token, heir, since_us, hold_ms =
-  unpack(redis.call("HMGET", KEYS[1], "owner_token", "heir", "since_us", "hold_ms"))
+local owner_token, heir, since_us, hold_ms, packed_next =
+  unpack(redis.call("HMGET", KEYS[1], "owner_token", "heir", "since_us", "hold_ms", "next"))
 local is_never_taken = owner_token == "" and heir == ARGV[1]
 if owner_token ~= ARGV[1] and not is_never_taken then
   return 0
@@ -31,5 +31,5 @@ if keep_ms > 0 then
   redis.call("HSET", KEYS[1], "owner_token", "")
   return 1
 end
-free(KEYS[1], KEYS[2])
+free(KEYS[1], KEYS[2], packed_next)
 return 1
