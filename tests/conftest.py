@@ -15,7 +15,10 @@ settings.load_profile("default")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    group = parser.getgroup("random kills", "the long form is `tox run -e kills`")
+    group = parser.getgroup("random kills", "the long forms are `tox run -e kills,reruns`")
     group.addoption("--child-kills", type=int, default=10, help="killed pool processes")
     group.addoption("--worker-kills", type=int, default=2, help="killed workers")
     group.addoption("--kills-seed", type=int, default=1, help="repeats the plan, not the timing")
+    group.addoption("--rerun-rounds", type=int, default=1, help="of updates under kills")
+    group.addoption("--rerun-publishes", type=int, default=300, help="updates in each of them")
+    group.addoption("--rerun-kills", type=int, default=6, help="kills in each of them")

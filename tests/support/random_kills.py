@@ -204,12 +204,12 @@ class Killer:
         """
         return [run if run.is_over else self._ended(run) for run in self._load.runs()]
 
-    def carry_out(self, step: Step) -> None:
+    def carry_out(self, step: Step, meanwhile: Callable[[], object] = lambda: None) -> None:
         """Kill what ``step`` says, as soon as there is one."""
         attempt, what = self._kill_child, f"a {step.target} is killed"
         if step.target == "worker":
             attempt, what = self._kill_worker, "each task that is not done has a message"
-        wait_until(lambda: self.supervise() or attempt(step), what)
+        wait_until(lambda: self.supervise() or meanwhile() or attempt(step), what)
 
     def supervise(self) -> None:
         """Do what goes on beside the workers: start what ended, put back what is overdue."""

@@ -45,6 +45,6 @@ def update_with_retry(self, label, number):
 def update_soon(self, label, number):
     """Takes effect after a moment, in which it may be killed."""
     with _recorded(self, label):
-        time.sleep(0.05)
+        time.sleep(0.2)
         _client(os.getpid()).set(_effect(label), number, ex=600)
     return number

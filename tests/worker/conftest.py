@@ -29,6 +29,7 @@ from pytest_celery import (
 import worker_app
 from history import History
 from local_nodes import LocalRedis, LocalWorker
+from random_kills import Broker
 from redis_server import RedisServer, given_url
 from servers import missing, redis_or_skip
 from waiting import wait_until
@@ -37,6 +38,10 @@ from waiting import wait_until
 LIBRARIES = {"gevent": "gevent", "eventlet": "eventlet"}
 #: Slots of a shared worker; more than the runs of one test that hold a slot.
 SLOTS = {"solo": 1, "prefork": 4}
+
+#: Seconds until the message of a dead worker comes back. Longer than the longest delay of a run
+#: that was put back: so long such a message sits in a worker that lives.
+VISIBILITY_TIMEOUT = 7
 
 WORKERS = pytest.StashKey[list[CeleryTestWorker]]()
 
@@ -333,3 +338,41 @@ def new_label(
 def label(new_label: Callable[[], str]) -> str:
     """The name of one thing to lock."""
     return new_label()
+
+
+@pytest.fixture
+def broker_server() -> Iterator[RedisServer]:
+    """A Redis for the one queue of a test that kills."""
+    with redis_or_skip() as server:
+        yield server
+
+
+@pytest.fixture
+def kill_settings(broker_server: RedisServer) -> dict[str, Any]:
+    """Of workers that are killed, and whose messages come again soon."""
+    return {
+        "broker_url": broker_server.url(),
+        "broker_transport_options": {
+            "visibility_timeout": VISIBILITY_TIMEOUT,
+            # A worker that is killed while it puts messages back bars the others so long.
+            "unacked_mutex_expire": 2,
+        },
+        "task_default_queue": f"kills-{uuid4().hex[:12]}",
+        "worker_prefetch_multiplier": 1,
+        "result_expires": 3600,
+    }
+
+
+@pytest.fixture
+def sender(new_app: Callable[..., Celery], kill_settings: dict[str, Any]) -> Celery:
+    """Publishes to them."""
+    return new_app(**kill_settings)
+
+
+@pytest.fixture
+def broker(
+    sender: Celery, kill_settings: dict[str, Any], broker_server: RedisServer
+) -> Iterator[Broker]:
+    """Their queue."""
+    with sender.connection_for_write() as connection, broker_server.client() as client:
+        yield Broker(kill_settings["task_default_queue"], connection, client)

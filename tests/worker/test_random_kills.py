@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from uuid import uuid4
 
 import pytest
 from celery import states
 
-from random_kills import Broker, Killer, Load, plan
-from servers import redis_or_skip
+from random_kills import Killer, Load, plan
 from timeline import overlaps
 from waiting import wait_until
 from worker_app import have_effect
@@ -21,44 +19,8 @@ from worker_app import have_effect
 KEYS = 12
 #: Runs that are published and not done.
 BACKLOG = 2 * KEYS
-#: Seconds until the message of a dead worker comes back. Longer than the longest delay of a run
-#: that was put back: so long such a message sits in a worker that lives.
-VISIBILITY_TIMEOUT = 7
 #: Seconds for what is left after the last kill.
 LONGEST_REST = 90.0
-
-
-@pytest.fixture
-def broker_server():
-    """A Redis for the one queue of this test."""
-    with redis_or_skip() as server:
-        yield server
-
-
-@pytest.fixture
-def own_settings(broker_server):
-    return {
-        "broker_url": broker_server.url(),
-        "broker_transport_options": {
-            "visibility_timeout": VISIBILITY_TIMEOUT,
-            # A worker that is killed while it puts messages back bars the others so long.
-            "unacked_mutex_expire": 2,
-        },
-        "task_default_queue": f"kills-{uuid4().hex[:12]}",
-        "worker_prefetch_multiplier": 1,
-        "result_expires": 3600,
-    }
-
-
-@pytest.fixture
-def sender(new_app, own_settings):
-    return new_app(**own_settings)
-
-
-@pytest.fixture
-def broker(sender, own_settings, broker_server):
-    with sender.connection_for_write() as connection, broker_server.client() as client:
-        yield Broker(own_settings["task_default_queue"], connection, client)
 
 
 @pytest.fixture
@@ -75,8 +37,8 @@ def labels(new_label):
 
 
 @pytest.fixture
-def killer(own_settings, launch_worker, broker, load):
-    workers = [launch_worker(concurrency=6, **own_settings) for _ in range(2)]
+def killer(kill_settings, launch_worker, broker, load):
+    workers = [launch_worker(concurrency=6, **kill_settings) for _ in range(2)]
     for worker in workers:
         worker.ready()
     return Killer(workers, broker, load)
