@@ -18,7 +18,7 @@ from celery_singleton_lock.stores import store_from_url
 from celery_singleton_lock.stores.base import Claim, Claimant
 from redis_server import RedisServer
 
-from .duplicates import skip_duplicates
+from .duplicates import leave_out_duplicates, skip_duplicates
 from .handoff import medians
 
 #: Seconds that each process in line holds the lock.
@@ -120,12 +120,16 @@ def report_handoff(processes: int, rounds: int) -> None:
 
 
 def report_duplicates(count: int) -> None:
-    """Duplicates of one run, on a real worker."""
-    round_trips, seconds = skip_duplicates(count)
-    print(
-        f"{f'{count:,} duplicates that are skipped':<60} {round_trips / count:8.2f} lock round "
-        f"trips each   ({seconds:.1f} s)"
-    )
+    """Duplicates of one run, on a real worker: by its phase."""
+    for what, play in (
+        ("skipped", skip_duplicates),
+        ("not published, the queue empty afterwards", leave_out_duplicates),
+    ):
+        round_trips, seconds = play(count)
+        print(
+            f"{f'{count:,} duplicates, {what}':<60} {round_trips / count:8.2f} lock round "
+            f"trips each   ({seconds:.1f} s)"
+        )
 
 
 def report(what: str, ratio: float, microseconds: float) -> None:

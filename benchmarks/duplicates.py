@@ -37,8 +37,27 @@ def hold() -> None:
         client.blpop(["done"], timeout=LONGEST)
 
 
+@app.task(base=SingletonTask, shared=False, lock_ttl=4 * LONGEST, lock_phase="lifetime")
+def hold_for_life() -> None:
+    """As ``hold``; a second one is not even published."""
+    hold.run()
+
+
 def skip_duplicates(count: int) -> tuple[int, float]:
     """Have a worker with four slots skip so many; returns lock round trips and seconds."""
+    return _play(lambda *stage: _skipped(*stage, count))
+
+
+def leave_out_duplicates(count: int) -> tuple[int, float]:
+    """Publish a call so many times while it runs; returns lock round trips and seconds.
+
+    Raises:
+        RuntimeError: One was published.
+    """
+    return _play(lambda *stage: _left_out(*stage, count))
+
+
+def _play(scene: Callable[..., tuple[int, float]]) -> tuple[int, float]:
     with RedisServer() as server, RedisServer() as lock_server:
         os.environ["DUPLICATES_URL"] = app.conf.broker_url = server.url()
         os.environ["DUPLICATES_LOCK_URL"] = app.conf.singleton_store_url = lock_server.url()
@@ -46,7 +65,7 @@ def skip_duplicates(count: int) -> tuple[int, float]:
             fleet.start_worker("worker", 4, app.conf.task_default_queue)
             fleet.wait_until_ready()
             with server.client() as client, lock_server.client() as locks:
-                return _skipped(fleet, client, locks, count)
+                return scene(fleet, client, locks)
 
 
 def _skipped(
@@ -65,6 +84,21 @@ def _skipped(
             asked, last_news = _scripts(locks), time.monotonic()
     client.lpush("done", 1)
     return asked - before, last_news - began
+
+
+def _left_out(
+    fleet: Fleet, client: redis.Redis, locks: redis.Redis, count: int
+) -> tuple[int, float]:
+    hold_for_life.delay()
+    _wait(fleet, lambda: bool(client.exists("held")))
+    before, began = _scripts(locks), time.monotonic()
+    results = [hold_for_life.delay() for _ in range(count)]
+    asked, seconds = _scripts(locks) - before, time.monotonic() - began
+    left = client.llen(app.conf.task_default_queue)
+    if left or not all(each.is_duplicate for each in results):
+        raise RuntimeError(f"a duplicate was published; {left} messages are in the queue")
+    client.lpush("done", 1)
+    return asked, seconds
 
 
 def _wait(fleet: Fleet, condition: Callable[[], bool]) -> None:
