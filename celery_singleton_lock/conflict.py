@@ -30,7 +30,8 @@ class Conflict:
         task_id: The id of its run.
         lock_key: The lock.
         holder: Who has it, or is next in line for it.
-        is_holder_queued: Whether the holder is in its queue: the lock is kept for its retry.
+        is_holder_queued: Whether the holder is in its queue: the lock is kept for its retry, or was
+            reserved when it was published.
         is_same_call: Whether the holder is the same task with the same arguments, all of them;
             told only where ``on_conflict`` is ``"join"`` or a callable.
         is_newest: ``"rerun"`` only: whether none that is newer has met the lock meanwhile.

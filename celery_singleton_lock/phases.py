@@ -152,9 +152,8 @@ def has_started(locks: AppLocks, request: Any, lock_key: str) -> None:
 
 def has_ended(task: Any) -> None:
     """The current run has ended for good; if it has never started, nobody else will come."""
-    key = (task.request.headers or {}).pop(HEADER, None)
-    if key:
-        _cancel(AppLocks.of(task.app), key, task.request.id)
+    cancel(task.app, task.request.headers or {}, task.request.id)
+    (task.request.headers or {}).pop(HEADER, None)
 
 
 @contextmanager

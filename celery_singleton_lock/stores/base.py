@@ -114,7 +114,8 @@ class Acquisition(NamedTuple):
         place: If it was not: where the asker stands in line now, if it asked for a place.
         seen: If it stands there: how many were let in since, while somebody was in its queue.
         look_in: If it was not: seconds after which it may be free although nobody is woken.
-        is_holder_queued: Whether the holder is in its queue: the lock is kept for its retry.
+        is_holder_queued: Whether the holder is in its queue: the lock is kept for its retry, or was
+            reserved for it.
         is_same_call: Whether holder and asker are the same call, as far as both tell theirs.
         generation: The number of the asker's generation, if it told one.
         is_newest: If it was refused: whether none that is newer was. Then the lock will be kept

@@ -45,6 +45,12 @@ def test_it_tells_whether_it_is_the_same_call(store, call, is_same):
     assert store.reserve(KEY, SECOND._replace(call=call), LONG).is_same_call is is_same
 
 
+def test_who_does_not_tell_its_call_is_the_same_as_nobody(store):
+    store.reserve(KEY, FIRST._replace(call=""), LONG)
+
+    assert not store.reserve(KEY, SECOND._replace(call=""), LONG).is_same_call
+
+
 def test_whose_it_is_takes_it_once_and_of_two_copies_the_first_wins(store, let_time_pass):
     reserved = store.reserve(KEY, FIRST, LONG)
     let_time_pass(TTL)

@@ -11,6 +11,7 @@ from celery_singleton_lock import (
     DuplicateTaskError,
     Holder,
     LockEvent,
+    SingletonResult,
     SingletonTask,
     lock,
 )
@@ -49,6 +50,17 @@ class OnCommit(DjangoSingletonTask):
     """So are those of a Django project."""
 
     lock_args = "sku"
+
+
+class Rebuild(SingletonTask):
+    """So are the phases that begin at the publish."""
+
+    lock_phase = "lifetime"
+    lock_reservation_ttl = timedelta(hours=2)
+
+
+def who_does_it(result: SingletonResult) -> str | None:
+    return result.holder.task_id if result.is_duplicate and result.holder else None
 
 
 def publish(task: OnCommit) -> None:
