@@ -326,9 +326,6 @@ class MemoryStore(LockStore):
         held = self._living(key)
         if answer.is_acquired and held:
             self._newest[key, generation.task_name] = (generation.number, answer.holder)
-            waiting = held.next.get(generation.task_name)
-            if waiting and waiting.generation <= generation:
-                del held.next[generation.task_name]
             return answer
         is_with_itself = answer.holder.task_id == claimant.task_id != ""
         if answer.is_superseded or is_with_itself:

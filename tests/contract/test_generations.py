@@ -188,6 +188,20 @@ def test_a_retry_that_the_lock_is_promised_to_goes_before_the_follow_up(store, a
     assert store.holder(KEY).task_id == "run-2"
 
 
+def test_a_follow_up_that_is_promised_the_lock_for_its_retry_keeps_newer_ones_out(store, ask):
+    ask(1)
+    ask(2)
+    store.release(KEY, "token-1")
+    ask(2)
+    store.hold(KEY, "token-2", LONG)
+    store.release(KEY, "token-2")
+
+    assert not ask(3).is_acquired
+    assert ask(2, token="retry").is_acquired
+    store.release(KEY, "retry")
+    assert store.holder(KEY).task_id == "run-3"
+
+
 def test_who_meets_its_own_task_id_is_nobodys_follow_up(store, ask):
     ask(1)
     assert not ask(1, token="copy").is_newest

@@ -13,7 +13,7 @@ import redis
 from celery_singleton_lock import stores
 from celery_singleton_lock.errors import StoreError
 from celery_singleton_lock.stores import store_from_url
-from celery_singleton_lock.stores.base import Claim, Claimant, Place
+from celery_singleton_lock.stores.base import Claim, Claimant, Generation, Place
 from servers import redis_or_skip
 
 KEY = "singleton:{7}:1:report:42"
@@ -345,3 +345,21 @@ def test_a_user_that_may_not_ask_for_concerns_has_none(redis_server, client):
 
     assert store.concerns() == []
     client.acl_deluser("locks")
+
+
+def test_what_an_update_leaves_behind_expires(store, client):
+    store.acquire(KEY, "a", 60.0, ME, generation=Generation("shop.index", 1))
+    store.release(KEY, "a")
+
+    (remembered,) = set(client.keys()) - {"singleton:{7}:fencing"}
+    assert remembered.startswith("singleton:{7}:newest:")
+    assert 3590 < client.ttl(remembered) <= 3600
+
+
+def test_what_a_publish_leaves_behind_expires(store, client):
+    queued = "singleton:{7}:queued:1:report:42"
+    for key in (KEY, queued):
+        store.reserve(key, ME, 60.0)
+
+    assert set(client.keys()) == {KEY, queued}
+    assert [59 < client.pttl(key) / 1000 <= 60 for key in (KEY, queued)] == [True] * 2

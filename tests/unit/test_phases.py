@@ -246,12 +246,13 @@ def test_a_run_whose_result_is_there_is_no_reason_to_leave_a_call_out(app, sent)
 
 
 @pytest.mark.parametrize("phase", [LIFETIME, QUEUED])
-@pytest.mark.parametrize("what", ["task_id", "link", "link_error"])
+@pytest.mark.parametrize("what", ["task_id", "link", "link_error", "chain"])
 def test_a_call_that_somebody_waits_for_is_published_all_the_same(app, sent, phase, what):
     task = new_task(app, lock_phase=phase)
     first = task.delay("anvil")
 
-    value = "its own id" if what == "task_id" else task.si("rope")
+    values = {"task_id": "its own id", "chain": [task.si("rope")]}
+    value = values.get(what, task.si("rope"))
     second = task.apply_async(("anvil",), **{what: value})
 
     assert not second.is_duplicate
@@ -300,7 +301,7 @@ def test_eager_runs_reserve_nothing(app, store):
     assert [each.get() for each in results] == ["anvil"] * 2
     assert [each.is_duplicate for each in results] == [False] * 2
     assert isinstance(results[0], EagerResult)
-    assert store.holder(key_of(task, "anvil")) is None
+    assert store.asked == 2 * 2, "to take it and to give it back"
 
 
 # how long it is reserved -------------------------------------------------------------------------

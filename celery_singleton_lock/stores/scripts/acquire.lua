@@ -117,12 +117,6 @@ local function note_as_newest()
     fencing_token = fencing_token,
   }))
   redis.call("PEXPIRE", KEYS[5], ARGV[14])
-  local followers = decoded(packed_next)
-  local waiting = followers[name]
-  if waiting and tonumber(waiting.generation) <= tonumber(generation) then
-    followers[name] = nil
-    redis.call("HSET", KEYS[1], "next", encoded(followers))
-  end
 end
 
 local function refuse(holder, call, free_in_ms, is_kept_for_retry, is_superseded)
