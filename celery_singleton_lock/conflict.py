@@ -101,6 +101,13 @@ class Requeue:
 
 
 @dataclass(frozen=True)
+class Join(Requeue):
+    """The run goes back to the queue, and waits there for the outcome of the lock's holder."""
+
+    name = "join"
+
+
+@dataclass(frozen=True)
 class Wait:
     """The run stands in line in its slot, so many seconds at most."""
 
@@ -108,7 +115,7 @@ class Wait:
     name = "wait"
 
 
-Outcome = Union[Skip, Fail, Requeue, Wait]
+Outcome = Union[Skip, Fail, Requeue, Join, Wait]
 Policy = Callable[[Conflict], Outcome]
 #: A policy's name, or a callable that sees the conflict and returns one.
 OnConflict = Union[str, Callable[[Conflict], str]]
@@ -145,13 +152,31 @@ def wait(conflict: Conflict) -> Outcome:
     return Requeue(min(conflict.delay, left)) if conflict.is_holder_queued else Wait(left)
 
 
+def join(conflict: Conflict) -> Outcome:
+    """One run is enough, and all share its outcome: wait for it in the queue.
+
+    What is no run of the same call has no outcome to share: go back to the queue for the lock.
+    """
+    outcome = requeue(conflict)
+    is_run_of_same_call = conflict.is_same_call and conflict.holder.task_id
+    if isinstance(outcome, Requeue) and is_run_of_same_call:
+        return Join(outcome.countdown)
+    return outcome
+
+
 def _waited_too_long(conflict: Conflict) -> Fail:
     return Fail(f"it has waited {conflict.waited:.1f} s, its wait_timeout is over")
 
 
-POLICIES: dict[str, Policy] = {"skip": skip, "fail": fail, "requeue": requeue, "wait": wait}
+POLICIES: dict[str, Policy] = {
+    "skip": skip,
+    "fail": fail,
+    "requeue": requeue,
+    "wait": wait,
+    "join": join,
+}
 #: Those under which no run is sent away before its ``wait_timeout``.
-_PATIENT = (requeue, wait)
+_PATIENT = (requeue, wait, join)
 
 
 def policy_name(on_conflict: OnConflict, conflict: Conflict) -> str:

@@ -14,6 +14,7 @@ from celery.exceptions import Ignore
 from .aborting import Abort
 from .contention import take
 from .errors import StoreError
+from .joining import await_outcome, end_as, outcome_in_hand
 from .lease import Lease, NestedLease, NullLease
 from .locks import AppLocks
 from .options import LockOptions
@@ -34,6 +35,7 @@ def begin(task: Any, options: LockOptions, args: Any, kwargs: Any) -> None:
         Ignore: The run was skipped, and its callers were told; or it went back to the queue; or
             its first copy has succeeded already.
         LockHeldError: The run fails, because its policy says so.
+        Exception: That of the run which this one has joined.
     """
     request = task.request
     waiting = Waiting.of(request)
@@ -53,6 +55,11 @@ def begin(task: Any, options: LockOptions, args: Any, kwargs: Any) -> None:
     )
     # Before the store is asked: whatever ends this run from here on, end() finds the lease.
     request.singleton_lease = lease
+    if waiting.joined:
+        outcome = await_outcome(task, locks, key)
+        if outcome is not None:
+            end_as(task, waiting.joined, outcome)
+            return
     take(task, locks, options, lease)
     forget_waiting(request)
     event = LockEvent(task.name, request.id, key, lease.fencing_token)
@@ -65,6 +72,12 @@ def begin(task: Any, options: LockOptions, args: Any, kwargs: Any) -> None:
             with suppress(StoreError):
                 locks.let_go(lease)
             raise
+    if waiting.joined:
+        outcome = outcome_in_hand(task, lease, claimant, waiting.joined)
+        if outcome is not None:
+            end(task)
+            end_as(task, waiting.joined, outcome)
+            return
     lease.on_freed = lambda: lock_released.send(sender=task, event=event)
     lock_acquired.send(sender=task, event=event)
 
