@@ -43,9 +43,9 @@ def await_outcome(task: Any, locks: AppLocks, key: str) -> StoredOutcome | None:
     if outcome.is_sharable:
         return outcome
     left = JOIN_GRACE - waiting.free_for
-    if outcome.is_none_ever or waiting.place or left <= 0:
-        return None
-    _wait_with_lock_free(task, locks, waiting, left)
+    if not (outcome.is_none_ever or waiting.place or left <= 0):
+        _wait_with_lock_free(task, locks, waiting, left)
+    return None
 
 
 def _wait_with_lock_free(task: Any, locks: AppLocks, waiting: Waiting, left: float) -> NoReturn:

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, cast
 
 from billiard.exceptions import WorkerLostError
-from celery import backends, states
+from celery import states
+from celery.app import backends
 from celery.app.task import Context
 from celery.backends.base import DisabledBackend
 from celery.exceptions import ChordError, Ignore, TaskRevokedError

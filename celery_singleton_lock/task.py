@@ -77,7 +77,7 @@ class SingletonTask(Task):
     on_conflict: ClassVar[OnConflict | None] = None
     #: Longest time in seconds that a run under ``"wait"``, ``"requeue"`` or ``"join"`` goes without
     #: its lock; then it fails with ``LockHeldError``, unless it is a retry or a redelivered copy.
-    #: Default: ``singleton_wait_timeout``; ``None`` is 60 s for ``"wait"``, no limit for the others.
+    #: Default: ``singleton_wait_timeout``; ``None`` is 60 s for ``"wait"``, else no limit.
     wait_timeout: ClassVar[float | timedelta | None] = None
 
     Request: str | type = "celery_singleton_lock.request:SingletonRequest"

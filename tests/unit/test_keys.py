@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
+import re
 import subprocess
 import sys
 import traceback
@@ -21,7 +23,7 @@ from kombu.utils.json import register_type
 
 import golden_calls
 from celery_singleton_lock.errors import ConfigurationError, KeyDerivationError
-from celery_singleton_lock.keys import BUCKETS, check_key_prefix
+from celery_singleton_lock.keys import BUCKETS, call_digest, check_key_prefix
 from golden_calls import Colour, Level, Size, decrement, every_kind, f, key, of_value
 
 GOLDEN = Path(__file__).with_name("golden_keys.json")
