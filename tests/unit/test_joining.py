@@ -285,7 +285,10 @@ def test_time_of_grace_begins_anew_when_the_lock_was_taken_again(scene):
     [
         (KeyError("x"), states.REVOKED),
         (WorkerLostError("killed"), states.FAILURE),
-        (SystemExit(1), states.FAILURE),
+        (
+            {"exc_type": "SystemExit", "exc_module": "builtins", "exc_message": [1]},
+            states.FAILURE,
+        ),
     ],
 )
 def test_there_is_no_grace_where_no_outcome_can_come(scene, result, state):
