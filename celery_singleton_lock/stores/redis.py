@@ -19,6 +19,8 @@ key                                   type   content                   lives
                                                                        change
 ``…:line:…:1763700000000000``         string one place, as JSON        until it lapses
 ``…:line:…:1763700000000000:wake``    list   wakes its owner           2 s, or until it has
+``singleton:{23}:instead:1:shop.buy:  hash   as a held lock: who ran   10 min
+…:<task id>``                                in the place of that run
 ``singleton:{23}:fencing``            hash   the bucket: its last      for ever: there are 64
                                              fencing token; epoch,
                                              when it began

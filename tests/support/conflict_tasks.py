@@ -59,6 +59,26 @@ DUPLICATES = {
 }
 
 
+def _share(self: Any, label: str, part: str, is_to_fail: bool) -> str:
+    """Runs until its gate is opened; the holder and its duplicates are one call of it."""
+    with _recorded(self, label):
+        _wait_at_gate(label)
+    if is_to_fail:
+        raise KeyError(label)
+    return part
+
+
+#: By whether their start is stored.
+SHARED = {
+    is_tracked: by_label(
+        name="conflict_tasks.share" + "_tracked" * is_tracked,
+        on_conflict="join",
+        track_started=is_tracked,
+    )(_share)
+    for is_tracked in (False, True)
+}
+
+
 @task(bind=True)
 def step(self, label, part):
     """Any other part; takes no lock."""
