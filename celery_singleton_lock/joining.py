@@ -13,7 +13,7 @@ from .errors import LockHeldError, StoreError
 from .lease import Lease
 from .locks import AppLocks
 from .outage import ask_store, send_back
-from .publishing import Waiting, forget_waiting
+from .publishing import Waiting
 from .results import StoredOutcome, fail_followers, stored_outcome
 from .stores.base import Claimant
 
@@ -95,7 +95,6 @@ def end_as(task: Any, joined: str, outcome: StoredOutcome) -> None:
     """
     request = task.request
     vars(request).pop("singleton_lease", None)
-    forget_waiting(request)
     logger.info("Task %s[%s] ends with the outcome of %s", task.name, request.id, joined)
     if outcome.state == states.FAILURE:
         fail_followers(task, outcome.result)
@@ -109,7 +108,8 @@ def share_outcomes(task_class: Any) -> None:
     Only there: Celery's tracer calls ``run`` itself where no class of a task has a ``__call__``.
     """
     own = vars(task_class).get("__call__")
-    own = getattr(own, "singleton_own", own)
+    if hasattr(own, "singleton_own"):
+        return  # it was bound to another app before
     theirs = _next_call(task_class)
 
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N807

@@ -188,6 +188,18 @@ def test_who_has_joined_goes_back_as_long_as_there_is_no_outcome(scene):
     assert (fate.waiting.joined, fate.waiting.requeues) == ("theirs", 4)
 
 
+def test_who_has_joined_its_parent_does_not_stay_in_its_slot_for_it(scene, monkeypatch):
+    scene.hold()
+
+    def await_turn(key, place, seconds):
+        raise AssertionError("it must not wait")
+
+    monkeypatch.setattr(scene.store, "await_turn", await_turn)
+    fate = scene.deliver(JOINED, parent_id="theirs")
+
+    assert (fate.asked, fate.waiting.joined) == (2, "theirs")
+
+
 def test_who_has_joined_joins_the_next_run_of_the_same_call(scene):
     scene.hold("next")
 
@@ -331,6 +343,7 @@ def test_of_several_that_run_in_the_place_of_one_the_first_has_its_body_run(scen
 def test_a_redelivered_copy_of_the_first_runs_again(scene):
     scene.deliver(GRACE_OVER, task_id="first")
     scene.app.backend.forget("first")
+    scene.end(KeyError("acks_on_timeout=False"), states.FAILURE, task_id="first")
 
     assert scene.deliver(GRACE_OVER, task_id="first").value == "its own"
     assert scene.task.calls == ["anvil"] * 2
@@ -494,6 +507,18 @@ def test_a_subclass_of_a_bound_class_is_called_once(app, policy):
     assert task("anvil") == ("sub", ["run", "anvil"])
 
 
+def test_a_subclass_of_a_bound_class_has_the_request_of_its_run_and_no_copy(app):
+    def run(self, sku):
+        return len(self.request_stack.stack)
+
+    parent = price_class(on_conflict="join", run=run)
+    app.register_task(parent())
+
+    task = app.register_task(type("Child", (parent,), {"name": "c"})())
+
+    assert own_value(app, task) == 1
+
+
 @pytest.mark.parametrize("how", ["a class", "task_cls", "an annotation", "a setting"])
 def test_a_task_joins_however_it_says_so(store, how):
     app = new_app(backend="cache+memory://")
@@ -601,6 +626,16 @@ def test_an_eager_app_needs_no_result_backend_since_nobody_waits_in_a_queue(stor
     store.await_turn = await_turn
 
     assert scene.task.delay("anvil").get() == "its own"
+
+
+def test_nor_does_an_eager_run_of_a_task_whose_callable_names_join(store):
+    app = new_app()
+    AppLocks.of(app).store = store
+    scene = Scene(app, store, on_conflict=lambda conflict: "join")
+    scene.hold()
+    store.await_turn = lambda key, place, seconds: store.release(key, "theirs")
+
+    assert scene.task.apply(("anvil",)).get() == "its own"
 
 
 def test_arguments_that_have_no_digest_are_nobodys_equals(app):
