@@ -353,6 +353,14 @@ def share(self, label, answer="shared"):
     return answer
 
 
+@by_label(on_conflict="join", lock_ttl=1.5)
+def share_with_short_ttl(self, label):
+    """As ``share``, with a ttl that a test can wait for."""
+    with _recorded(self, label):
+        _wait_at_gate(label)
+    return "shared"
+
+
 @by_label(on_conflict="join", acks_late=True, reject_on_worker_lost=True)
 def share_late(self, label, answer="shared"):
     """As ``share``, and runs again if its process dies."""

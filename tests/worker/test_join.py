@@ -20,6 +20,7 @@ from worker_app import (
     share_after_retry,
     share_in_context,
     share_late,
+    share_with_short_ttl,
 )
 
 #: What a worker logs of a run that has joined another one.
@@ -237,3 +238,19 @@ def test_of_a_hundred_that_have_joined_a_run_which_leaves_no_outcome_one_runs(
 
     assert result.get(timeout=30) == ["shared"] * 100
     assert len(history.runs(label)) == 2
+
+
+def test_so_it_is_where_nobody_sees_how_the_holder_ends(worker, start_worker, history, log, label):
+    doomed = start_worker(concurrency=1)
+    share_with_short_ttl.apply_async((label,), queue=doomed.worker_queue)
+    history.wait_for_starts(label)
+    queue = worker.worker_queue
+    result = chord(header(share_with_short_ttl, label, queue))(collect.s().set(queue=queue))
+    wait_until(lambda: len(joined(log)) == 100, "they have joined")
+
+    doomed.container.kill()
+    kill(history, label)
+
+    assert result.get(timeout=30) == ["shared"] * 100
+    assert len(history.runs(label)) == 2
+    assert "although the lock is free" in log()
