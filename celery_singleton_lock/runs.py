@@ -55,10 +55,12 @@ def begin(task: Any, options: LockOptions, args: Any, kwargs: Any) -> None:
     )
     # Before the store is asked: whatever ends this run from here on, end() finds the lease.
     request.singleton_lease = lease
-    if waiting.joined:
+    # A task that has another policy by now has no way to return what it shares.
+    joined = waiting.joined if options.tells_its_call else ""
+    if joined:
         outcome = await_outcome(task, locks, key)
         if outcome is not None:
-            end_as(task, waiting.joined, outcome)
+            end_as(task, joined, outcome)
             return
     take(task, locks, options, lease)
     forget_waiting(request)
@@ -72,11 +74,11 @@ def begin(task: Any, options: LockOptions, args: Any, kwargs: Any) -> None:
             with suppress(StoreError):
                 locks.let_go(lease)
             raise
-    if waiting.joined:
-        outcome = outcome_in_hand(task, lease, claimant, waiting.joined)
+    if joined:
+        outcome = outcome_in_hand(task, lease, claimant, joined)
         if outcome is not None:
             end(task)
-            end_as(task, waiting.joined, outcome)
+            end_as(task, joined, outcome)
             return
     lease.on_freed = lambda: lock_released.send(sender=task, event=event)
     lock_acquired.send(sender=task, event=event)

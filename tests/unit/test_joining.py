@@ -552,6 +552,18 @@ def test_a_shared_task_joins_in_each_app(shared_tasks_of_this_test):
         assert joined_value(app, app.tasks["shop.shared"]) == "shared"
 
 
+@pytest.mark.parametrize("policy", ["skip", "requeue"])
+def test_a_message_that_has_joined_runs_under_its_lock_where_its_task_joins_no_more(
+    new_scene, policy
+):
+    scene = new_scene(on_conflict=policy)
+    scene.end("shared")
+
+    fate = scene.deliver(JOINED)
+
+    assert (fate.value, fate.signals) == ("its own", ["lock_acquired", "lock_released"])
+
+
 def test_locks_that_are_switched_off_leave_the_call_as_it_is(scene):
     scene.app.conf.singleton_enabled = False
     scene.hold()

@@ -249,7 +249,7 @@ def test_so_it_is_where_nobody_sees_how_the_holder_ends(worker, start_worker, hi
     wait_until(lambda: len(joined(log)) == 100, "they have joined")
 
     doomed.container.kill()
-    kill(history, label)
+    open_gate(label)
 
     assert result.get(timeout=30) == ["shared"] * 100
     assert len(history.runs(label)) == 2
