@@ -60,7 +60,7 @@ def bodies(history, label):
     return Counter(run.task_id for run in history.runs(label))
 
 
-@pytest.mark.parametrize("worker", ["prefork", "threads"], indirect=True)
+@pytest.mark.parametrize("worker", ["prefork", "threads", "gevent", "eventlet"], indirect=True)
 def test_a_duplicate_ends_with_the_value_of_the_holder(worker, history, label, log, hold, join):
     holder = hold()
     duplicate = join()
