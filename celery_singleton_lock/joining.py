@@ -94,7 +94,6 @@ def end_as(task: Any, joined: str, outcome: StoredOutcome) -> None:
         Exception: That one's; whoever would have followed the current run is told.
     """
     request = task.request
-    vars(request).pop("singleton_lease", None)
     logger.info("Task %s[%s] ends with the outcome of %s", task.name, request.id, joined)
     if outcome.state == states.FAILURE:
         fail_followers(task, outcome.result)

@@ -60,6 +60,7 @@ def begin(task: Any, options: LockOptions, args: Any, kwargs: Any) -> None:
     if joined:
         outcome = await_outcome(task, locks, key)
         if outcome is not None:
+            request.singleton_lease = NO_LEASE
             end_as(task, joined, outcome)
             return
     take(task, locks, options, lease)
@@ -77,7 +78,7 @@ def begin(task: Any, options: LockOptions, args: Any, kwargs: Any) -> None:
     if joined:
         outcome = outcome_in_hand(task, lease, claimant, joined)
         if outcome is not None:
-            end(task)
+            # It keeps the lock until its own outcome is stored: others may have joined it.
             end_as(task, joined, outcome)
             return
     lease.on_freed = lambda: lock_released.send(sender=task, event=event)

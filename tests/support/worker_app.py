@@ -353,9 +353,9 @@ def share(self, label, answer="shared"):
     return answer
 
 
-@by_label(on_conflict="join", lock_ttl=1.5)
+@by_label(on_conflict="join", lock_ttl=3.0)
 def share_with_short_ttl(self, label):
-    """As ``share``, with a ttl that a test can wait for."""
+    """As ``share``, with a ttl that a test can wait for, and a busy machine can keep."""
     with _recorded(self, label):
         _wait_at_gate(label)
     return "shared"

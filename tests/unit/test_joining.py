@@ -340,6 +340,22 @@ def test_of_several_that_run_in_the_place_of_one_the_first_has_its_body_run(scen
     scene.hold("new")  # the lock was given back
 
 
+def test_who_finds_an_outcome_with_the_lock_in_hand_keeps_it_until_its_own_is_stored(scene):
+    held = []
+    scene.deliver(GRACE_OVER, task_id="first")
+    store_result = scene.app.backend.store_result
+
+    def note(*args, **kwargs):
+        held.append(scene.store.holder(scene.key).task_id)
+        return store_result(*args, **kwargs)
+
+    scene.app.backend.store_result = note
+    scene.deliver(GRACE_OVER, task_id="second")
+
+    assert held == ["second"]
+    assert scene.store.holder(scene.key) is None
+
+
 def test_a_redelivered_copy_of_the_first_runs_again(scene):
     scene.deliver(GRACE_OVER, task_id="first")
     scene.app.backend.forget("first")
