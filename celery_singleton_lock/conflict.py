@@ -106,6 +106,13 @@ class Requeue:
 
 
 @dataclass(frozen=True)
+class Join(Requeue):
+    """The run goes back to the queue, and waits there for the outcome of the lock's holder."""
+
+    name = "join"
+
+
+@dataclass(frozen=True)
 class Wait:
     """The run stands in line in its slot, so many seconds at most."""
 
@@ -113,7 +120,7 @@ class Wait:
     name = "wait"
 
 
-Outcome = Union[Skip, Fail, Requeue, Wait]
+Outcome = Union[Skip, Fail, Requeue, Join, Wait]
 Policy = Callable[[Conflict], Outcome]
 #: A policy's name, or a callable that sees the conflict and returns one.
 OnConflict = Union[str, Callable[[Conflict], str]]
@@ -155,6 +162,18 @@ def rerun(conflict: Conflict) -> Outcome:
     return Requeue(conflict.delay) if conflict.is_newest else Skip()
 
 
+def join(conflict: Conflict) -> Outcome:
+    """One run is enough, and all share its outcome: wait for it in the queue.
+
+    What is no run of the same call has no outcome to share: go back to the queue for the lock.
+    """
+    outcome = requeue(conflict)
+    is_run_of_same_call = conflict.is_same_call and conflict.holder.task_id
+    if isinstance(outcome, Requeue) and is_run_of_same_call:
+        return Join(outcome.countdown)
+    return outcome
+
+
 def _waited_too_long(conflict: Conflict) -> Fail:
     return Fail(f"it has waited {conflict.waited:.1f} s, its wait_timeout is over")
 
@@ -165,9 +184,10 @@ POLICIES: dict[str, Policy] = {
     "requeue": requeue,
     "wait": wait,
     "rerun": rerun,
+    "join": join,
 }
 #: Those that know themselves when to send away a run that was put back.
-_PATIENT = (requeue, wait, rerun)
+_PATIENT = (requeue, wait, rerun, join)
 #: The store has to know them before the first conflict: a callable names another one.
 _NOT_FOR_CALLABLES = ("rerun",)
 

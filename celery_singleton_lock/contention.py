@@ -7,8 +7,18 @@ import time
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from .conflict import Conflict, Fail, Outcome, Requeue, Wait, decide, policy_name, requeue_delay
-from .errors import LockHeldError
+from .conflict import (
+    Conflict,
+    Fail,
+    Join,
+    Outcome,
+    Requeue,
+    Wait,
+    decide,
+    policy_name,
+    requeue_delay,
+)
+from .errors import ConfigurationError, LockHeldError
 from .lease import Lease
 from .locks import AppLocks
 from .options import LockOptions
@@ -30,6 +40,7 @@ _DID = {
     "fail": "failed",
     "requeue": "goes back to the queue",
     "wait": "stands in line",
+    "join": "waits in the queue for the outcome of the same call",
 }
 
 
@@ -76,9 +87,13 @@ class _Contender:
         policy, waiting = self._options.on_conflict, Waiting.of(self._request)
         if policy == "wait":
             return Place(waiting.place, waiting.served)
-        is_to_go_back = policy == "requeue" or waiting.is_promised(self._request)
-        # Under "rerun" the lock is kept for the newest, and nobody else has to come again.
-        if is_to_go_back and policy != "rerun" and not self._request.is_eager:
+        if policy == "rerun":  # the lock is kept for the newest, and nobody else has to come again
+            return None
+        if policy == "join" or waiting.joined:  # is there a place that it must not lose?
+            is_to_go_back = waiting.place > 0
+        else:
+            is_to_go_back = policy == "requeue" or waiting.is_promised(self._request)
+        if is_to_go_back and not self._request.is_eager:
             return Place(waiting.place, waiting.served, self._delay)
         return None
 
@@ -93,6 +108,8 @@ class _Contender:
             return False
         if not holder.task_id or self._is_with_itself(answer) or not holder.fencing_token:
             return False
+        if holder.task_id == Waiting.of(request).joined:
+            return False  # it is the outcome that is waited for, not the lock
         if holder.task_id == request.parent_id:
             return True
         is_patient = self._options.on_conflict in ("requeue", "wait")
@@ -114,6 +131,7 @@ class _Contender:
         conflict = self._conflict(answer)
         try:
             name = policy_name(self._options.on_conflict, conflict)
+            self._check_joinable(name)
         except Exception as error:  # of a callable
             fail_followers(self._task, error)
             raise
@@ -132,6 +150,8 @@ class _Contender:
             if answer.is_acquired:
                 return
             conflict = self._conflict(answer)
+        if isinstance(outcome, Join):
+            self._join(conflict, outcome)
         if not isinstance(outcome, Requeue):
             self._end(conflict, outcome)
         if answer.seen >= MOST_PASSES:
@@ -139,6 +159,14 @@ class _Contender:
             answer = self._stay(answer, self._is_pointless)
         if not answer.is_acquired:
             self._go_back(self._conflict(answer), outcome, answer)
+
+    def _check_joinable(self, name: str) -> None:
+        """Raise if the policy is one that no run of this task can follow."""
+        reason = self._options.why_no_join
+        if name == "join" and reason and not self._request.is_eager:
+            raise ConfigurationError(
+                f"The on_conflict callable of task {self._task.name} returned 'join', but {reason}"
+            )
 
     def _is_pointless(self, answer: Acquisition) -> bool:
         """Whether the lock cannot come soon, or its run had better go."""
@@ -201,6 +229,13 @@ class _Contender:
             waiting = waiting.at_conflict(answer.place)
         self._lease.keep_place()
         message = self._tell(conflict, outcome)
+        reason = LockHeldError(message, conflict.holder)
+        send_back(self._task, self._locks, outcome.countdown, waiting, reason)
+
+    def _join(self, conflict: Conflict, outcome: Join) -> NoReturn:
+        """Go back to the queue for the holder's outcome, without a place in line."""
+        message = self._tell(conflict, outcome)
+        waiting = Waiting.of(self._request).joining(conflict.holder.task_id)
         reason = LockHeldError(message, conflict.holder)
         send_back(self._task, self._locks, outcome.countdown, waiting, reason)
 

@@ -15,8 +15,9 @@ from difflib import get_close_matches
 from typing import Any
 
 from .conflict import POLICIES, OnConflict, policy_names
-from .errors import ConfigurationError
+from .errors import ConfigurationError, KeyDerivationError
 from .keys import LockArgs, call_digest, call_key, check_key_prefix
+from .results import why_no_join
 
 DEFAULT_KEY_PREFIX = "singleton:"
 DEFAULT_LOCK_TTL = 30.0
@@ -67,6 +68,7 @@ class LockOptions:
         on_conflict: What becomes of a run that meets a held lock.
         wait_timeout: Longest time in seconds without the lock; ``None`` for the policy's own.
         signature: The body's signature, without a bound ``self``.
+        why_no_join: Why the policy cannot be "join"; empty where it can, or is never.
     """
 
     task_name: str
@@ -81,18 +83,29 @@ class LockOptions:
     on_conflict: OnConflict
     wait_timeout: float | None
     signature: inspect.Signature
+    why_no_join: str = ""
 
     @property
     def tells_its_call(self) -> bool:
         """Whether a run has to say which call it is, for others of the task to compare."""
-        is_compared = self.on_conflict == "join" or callable(self.on_conflict)
-        return is_compared or self.lock_phase != "running"
+        return self.may_join or self.lock_phase != "running"
+
+    @property
+    def may_join(self) -> bool:
+        """Whether a run may end with the outcome of another one."""
+        return self.on_conflict == "join" or callable(self.on_conflict)
 
     def call(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
-        """Which call this is, with all its arguments; empty where nobody compares."""
+        """Which call this is, with all its arguments; empty where nobody compares.
+
+        And where they cannot be compared: the lock leaves out one that has no canonical form.
+        """
         if not self.tells_its_call:
             return ""
-        return call_digest(self.task_name, self.signature, args, kwargs)
+        try:
+            return call_digest(self.task_name, self.signature, args, kwargs)
+        except KeyDerivationError:
+            return ""
 
     def key(self, prefix: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
         """The lock key of one call; see :func:`celery_singleton_lock.keys.call_key`."""
@@ -127,6 +140,9 @@ def lock_options(task_class: Any, app: Any) -> LockOptions:
     if on_conflict is None:
         _check_every_argument_counts(task_class.name, lock_args, signature)
     lock_ttl = reader.seconds("lock_ttl")
+    reason = why_no_join(task_class, app) if on_conflict == "join" or callable(on_conflict) else ""
+    if on_conflict == "join" and reason:
+        raise ConfigurationError(f"on_conflict of task {task_class.name} is 'join', but {reason}")
     return LockOptions(
         task_name=task_class.name,
         lock_name=reader.lock_name() or task_class.name,
@@ -140,6 +156,7 @@ def lock_options(task_class: Any, app: Any) -> LockOptions:
         on_conflict=on_conflict or "skip",
         wait_timeout=reader.seconds("wait_timeout"),
         signature=signature,
+        why_no_join=reason,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from celery.exceptions import Reject
 from kombu.exceptions import OperationalError
@@ -15,15 +15,16 @@ from .errors import LockHeldError, SingletonError, StoreError
 from .locks import AppLocks
 from .publishing import Waiting, put_back
 from .results import PutBack
-from .stores.base import Acquisition
 
 logger = logging.getLogger(__name__)
+
+Answer = TypeVar("Answer")
 
 #: Seconds between two looks whether the worker stops.
 LOOK_EVERY = 0.05
 
 
-def ask_store(task: Any, locks: AppLocks, ask: Callable[[], Acquisition]) -> Acquisition:
+def ask_store(task: Any, locks: AppLocks, ask: Callable[[], Answer]) -> Answer:
     """Ask until the store answers, or until the run is back in its queue (R7).
 
     Raises:

@@ -33,6 +33,8 @@ class Waiting:
         away_since: Since when the store is away, likewise; ``None`` while it answers.
         place: The number of its place in line; 0 if it has none.
         served: The line's count of those who were let in, as of when it first stood there.
+        joined: The task id of the run whose outcome it waits for; empty if it waits for none.
+        free_for: Seconds that it has waited for that outcome although the lock was free.
     """
 
     since: float | None = None
@@ -41,6 +43,8 @@ class Waiting:
     away_since: float | None = None
     place: int = 0
     served: int = 0
+    joined: str = ""
+    free_for: float = 0.0
 
     @classmethod
     def of(cls, request: Any) -> Waiting:
@@ -74,6 +78,14 @@ class Waiting:
     def behind_itself(self) -> Waiting:
         """The same, now that the run has met its own lock: that time does not count."""
         return replace(self, since=None)
+
+    def joining(self, task_id: str) -> Waiting:
+        """The same, now that the run waits for the outcome of that one: it needs no place."""
+        return replace(self, joined=task_id, free_for=0.0, place=0, served=0)
+
+    def with_lock_free(self, seconds: float) -> Waiting:
+        """The same, now that the run is to wait so long for an outcome, with the lock free."""
+        return replace(self, free_for=self.free_for + seconds)
 
     def note_in(self, request: Any) -> None:
         """Have the current run say so."""

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
+from billiard.exceptions import WorkerLostError
 from celery import states
+from celery.app import backends
 from celery.app.task import Context
+from celery.backends.base import DisabledBackend
 from celery.exceptions import ChordError, Ignore, TaskRevokedError
 from celery.result import AsyncResult, EagerResult
 from celery.utils.functional import maybe_list
@@ -15,6 +18,32 @@ from celery.utils.functional import maybe_list
 from .errors import Holder, LockHeldError
 
 logger = logging.getLogger(__name__)
+
+
+class StoredOutcome(NamedTuple):
+    """What the result backend says of a run.
+
+    Attributes:
+        state: Its state; ``None`` where nobody can tell.
+        result: The value that it returned, or the error that it raised.
+    """
+
+    state: str | None
+    result: Any
+
+    @property
+    def is_sharable(self) -> bool:
+        """Whether it is the outcome of a body: a value, or an error that others can raise."""
+        return self.state == states.SUCCESS or (
+            self.state == states.FAILURE
+            and isinstance(self.result, Exception)
+            and not isinstance(self.result, WorkerLostError)
+        )
+
+    @property
+    def is_none_ever(self) -> bool:
+        """Whether the run has ended, and no body's outcome will come: revoked, or killed."""
+        return self.state in states.READY_STATES and not self.is_sharable
 
 
 class DuplicateTaskError(LockHeldError, TaskRevokedError):
@@ -149,6 +178,43 @@ def has_succeeded(task: Any, task_id: str) -> bool:
     FAILURE does not: ``acks_on_timeout=False`` stores it and then requeues the message.
     """
     return bool(_stored_state(task, task_id) == states.SUCCESS)
+
+
+def stored_outcome(task: Any, task_id: str) -> StoredOutcome:
+    """What is stored of this run by now. One read of the result backend."""
+    try:
+        meta = task.backend.get_task_meta(task_id)
+        return StoredOutcome(meta["status"], meta.get("result"))
+    except Exception:
+        return StoredOutcome(None, None)  # as below; or its error cannot be rebuilt here
+
+
+def why_no_join(task_class: Any, app: Any) -> str:
+    """Why no run of this task can have the outcome of another one; empty if it can.
+
+    Connects to nothing. With ``task_always_eager`` nobody goes to a queue to wait for it.
+    """
+    if app.conf.task_always_eager:
+        return ""
+    if task_class.ignore_result:
+        return "its results are ignored: set ignore_result=False on it, or choose another policy"
+    backend_class = _backend_class(task_class, app)
+    if issubclass(backend_class, DisabledBackend):
+        return "there is no result backend: set result_backend, or choose another policy"
+    if backend_class.__module__ == "celery.backends.rpc":
+        return (
+            "with an rpc:// result backend only the caller can read an outcome: set "
+            "result_backend to another one, or choose another policy"
+        )
+    return ""
+
+
+def _backend_class(task_class: Any, app: Any) -> type:
+    own = task_class.backend
+    if not isinstance(own, property):
+        return type(own)
+    found: type = backends.by_url(app.backend_cls or app.conf.result_backend, app.loader)[0]
+    return found
 
 
 def _stored_state(task: Any, task_id: str) -> str | None:

@@ -14,6 +14,7 @@ from celery.exceptions import Ignore
 from .aborting import Abort
 from .contention import take
 from .errors import StoreError
+from .joining import await_outcome, end_as, outcome_in_hand
 from .lease import Lease, NestedLease, NullLease
 from .locks import AppLocks
 from .options import LockOptions
@@ -35,6 +36,7 @@ def begin(task: Any, options: LockOptions, args: Any, kwargs: Any) -> None:
         Ignore: The run was skipped, and its callers were told; or it went back to the queue; or
             its first copy has succeeded already.
         LockHeldError: The run fails, because its policy says so.
+        Exception: That of the run which this one has joined.
     """
     request = task.request
     waiting = Waiting.of(request)
@@ -61,6 +63,14 @@ def begin(task: Any, options: LockOptions, args: Any, kwargs: Any) -> None:
     )
     # Before the store is asked: whatever ends this run from here on, end() finds the lease.
     request.singleton_lease = lease
+    # A task that has another policy by now has no way to return what it shares.
+    joined = waiting.joined if options.may_join else ""
+    if joined:
+        outcome = await_outcome(task, locks, key)
+        if outcome is not None:
+            request.singleton_lease = NO_LEASE
+            end_as(task, joined, outcome)
+            return
     take(task, locks, options, lease)
     forget_waiting(request)
     has_started(locks, request, key)
@@ -74,6 +84,12 @@ def begin(task: Any, options: LockOptions, args: Any, kwargs: Any) -> None:
             with suppress(StoreError):
                 locks.let_go(lease)
             raise
+    if joined:
+        outcome = outcome_in_hand(task, lease, claimant, joined)
+        if outcome is not None:
+            # It keeps the lock until its own outcome is stored: others may have joined it.
+            end_as(task, joined, outcome)
+            return
     lease.on_freed = lambda: lock_released.send(sender=task, event=event)
     lock_acquired.send(sender=task, event=event)
 

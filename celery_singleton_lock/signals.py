@@ -30,7 +30,7 @@ class LockEvent:
         fencing_token: The run's own; 0 for a run that was refused.
         holder: ``lock_refused`` only: who has the lock.
         outcome: ``lock_refused`` only: what becomes of the run: ``"skip"``, ``"fail"``,
-            ``"requeue"`` or ``"wait"``.
+            ``"requeue"``, ``"wait"`` or ``"join"``.
     """
 
     task_name: str

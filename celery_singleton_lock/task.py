@@ -18,6 +18,7 @@ from .bootstep import StoreCheck
 from .by_hand import Lock
 from .conflict import OnConflict
 from .errors import ConfigurationError, Holder, LockHeldError
+from .joining import share_outcomes
 from .lease import Lease, NestedLease, NullLease
 from .options import ATTRIBUTES, GIVEN, LockOptions, is_enabled, lock_options
 from .phases import Call, has_ended, is_settled_at_start, publish
@@ -79,13 +80,14 @@ class SingletonTask(Task):
     #: the pool can (docs/how-it-works.md). Default: ``singleton_on_lease_lost``, ``"warn"``.
     on_lease_lost: ClassVar[str | None] = None
     #: What becomes of a run that finds the lock held: ``"skip"``, ``"fail"``, ``"requeue"``,
-    #: ``"wait"``, or a callable that sees the ``Conflict`` and returns one of them. Default:
-    #: ``singleton_on_conflict``, ``"skip"``; with ``"queued_and_running"`` it is ``"requeue"``.
-    #: Must be said where ``lock_args`` leaves arguments out.
+    #: ``"wait"``, ``"rerun"``, ``"join"``, or a callable that sees the ``Conflict`` and returns one
+    #: of them, but not ``"rerun"``. Default: ``singleton_on_conflict``, ``"skip"``; with
+    #: ``"queued_and_running"`` it is ``"requeue"``. Must be said where ``lock_args`` leaves
+    #: arguments out. ``"join"`` needs a result backend, and results that are not ignored.
     on_conflict: ClassVar[OnConflict | None] = None
-    #: Longest time in seconds that a run under ``"wait"`` or ``"requeue"`` goes without its lock;
-    #: then it fails with ``LockHeldError``, unless it is a retry or a redelivered copy. Default:
-    #: ``singleton_wait_timeout``; ``None`` is 60 s for ``"wait"``, and no limit for ``"requeue"``.
+    #: Longest time in seconds that a run under ``"wait"``, ``"requeue"`` or ``"join"`` goes without
+    #: its lock; then it fails with ``LockHeldError``, unless it is a retry or a redelivered copy.
+    #: Default: ``singleton_wait_timeout``; ``None`` is 60 s for ``"wait"``, else no limit.
     wait_timeout: ClassVar[float | timedelta | None] = None
 
     Request: str | type = "celery_singleton_lock.request:SingletonRequest"
@@ -122,6 +124,8 @@ class SingletonTask(Task):
         if GIVEN not in vars(cls):
             setattr(cls, GIVEN, {name: vars(cls).get(name) for name in ATTRIBUTES})
         cls._checked_options = options
+        if options.may_join:
+            share_outcomes(cls)
         cls.lock_name, cls.lock_ttl = options.lock_name, options.lock_ttl
         cls.lock_at_least_for, cls.lock_on_retry = options.lock_at_least_for, options.lock_on_retry
         cls.on_lease_lost, cls.wait_timeout = options.on_lease_lost, options.wait_timeout

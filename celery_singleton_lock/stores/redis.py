@@ -23,6 +23,8 @@ key                                   type   content                   lives
                                              newest of its runs
 ``singleton:{23}:queued:1:shop.buy…`` hash   a reservation, as of the  until its run starts, or
                                              lock itself               as long as it was asked
+``singleton:{23}:instead:1:shop.buy:  hash   as a held lock: who ran   10 min
+…:<task id>``                                in the place of that run
 ``singleton:{23}:fencing``            hash   the bucket: its last      for ever: there are 64
                                              fencing token; epoch,
                                              when it began

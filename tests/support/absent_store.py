@@ -72,6 +72,9 @@ class AbsentStore(MemoryStore):
     ) -> str | None:
         return self._answer(super().restore, key, owner_token, ttl, holder, epoch)
 
+    def holder(self, key: str) -> Holder | None:
+        return self._answer(super().holder, key)
+
     def _answer(self, verb, *args):
         self.asked += 1
         if self.is_away or verb.__name__ == self.is_away_for:

@@ -29,7 +29,9 @@ def as_told(conflict: Conflict) -> str:
     """A conflict policy that answers with an argument of the call."""
     label, _, answer = conflict.args
     runs = {run.task_id for run in history().runs(label)}
-    return answer if conflict.holder.task_id in runs else "it does not see the holder"
+    is_next_in_line = not conflict.holder.fencing_token  # and has not had the lock
+    is_seen = is_next_in_line or conflict.holder.task_id in runs
+    return answer if is_seen else "it does not see the holder"
 
 
 def _duplicate(self: Any, label: str, part: str, answer: str) -> str:
@@ -55,6 +57,26 @@ DUPLICATES = {
         "wait": "wait",
         "callable": as_told,
     }.items()
+    for is_tracked in (False, True)
+}
+
+
+def _share(self: Any, label: str, part: str, is_to_fail: bool) -> str:
+    """Runs until its gate is opened; the holder and its duplicates are one call of it."""
+    with _recorded(self, label):
+        _wait_at_gate(label)
+    if is_to_fail:
+        raise KeyError(label)
+    return part
+
+
+#: By whether their start is stored.
+SHARED = {
+    is_tracked: by_label(
+        name="conflict_tasks.share" + "_tracked" * is_tracked,
+        on_conflict="join",
+        track_started=is_tracked,
+    )(_share)
     for is_tracked in (False, True)
 }
 

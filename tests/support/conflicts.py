@@ -11,7 +11,7 @@ import os
 import signal
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from packaging.version import Version
@@ -79,6 +79,10 @@ FAIL = Policy("fail", FAILED, "failed")
 REQUEUE = Policy("requeue", None, "goes back to the queue")
 WAIT = Policy("wait", None, "stands in line")
 POLICIES = [SKIP, FAIL, REQUEUE, WAIT]
+#: By how the holder ends, which is the same call here: it shares its value, or its error, or
+#: leaves none.
+JOIN = Policy("join", None, "waits in the queue for the outcome of the same call")
+JOIN_ERROR = replace(JOIN, end=End("FAILURE", "KeyError"))
 
 
 class HoldersEnd(NamedTuple):
@@ -165,6 +169,23 @@ class Place:
         """Whether the Celery that is installed always brings such a canvas to its end."""
         return Version(self.steady_since) <= CELERY
 
+    def joined_outcome(self, holders_end: HoldersEnd) -> Outcome:
+        """What is to become of it if its duplicates join a holder that ends so.
+
+        If that one leaves no outcome, one of them runs; they are not told apart.
+        """
+        if holders_end.is_failure:
+            return self.outcome(JOIN_ERROR)
+        ends, bodies, errbacks = self.outcome(JOIN)
+        shared = {part: End("SUCCESS", "duplicate") for part in self.duplicates}
+        ends = {part: shared.get(part, end) for part, end in ends.items()}
+        if self.is_ignored:
+            ends["duplicate"] = NOT_STORED
+        bodies = Counter(part for part in bodies if part not in shared)
+        if holders_end.make is kill_it:
+            bodies["duplicate"] = 1
+        return Outcome(ends, bodies, errbacks)
+
     def outcome(self, policy: Policy) -> Outcome:
         """What is to become of it, on the Celery that is installed."""
         ends = {part: End("SUCCESS", part) for part in self.parts}
@@ -177,7 +198,7 @@ class Place:
             ends |= dict.fromkeys(self.in_chord_error, IN_CHORD_ERROR)
             ends |= dict.fromkeys(self.in_its_error, of_this_celery(IN_ITS_ERROR[policy.name]))
             bodies = Counter(self.unharmed)
-            if self.errback_of and (self.errback_of != "duplicate" or policy is FAIL):
+            if self.errback_of and (self.errback_of != "duplicate" or policy is not SKIP):
                 errbacks = Counter([self.errback_of])
         if self.is_ignored:
             ends["duplicate"] = of_this_celery(IGNORED[policy.name])
@@ -191,7 +212,11 @@ IN_ITS_ERROR: Mapping[str, Mapping[str, End]] = {
         "5.6": End("FAILURE or REVOKED", f"{error} or TaskRevokedError"),
         "5.7": End("FAILURE", error),
     }
-    for name, error in {"skip": "DuplicateTaskError", "fail": "LockHeldError"}.items()
+    for name, error in {
+        "skip": "DuplicateTaskError",
+        "fail": "LockHeldError",
+        "join": "KeyError",
+    }.items()
 }
 #: Before 5.6 Celery stores an error although the caller asked for no result.
 IGNORED: Mapping[str, Any] = {
@@ -199,6 +224,7 @@ IGNORED: Mapping[str, Any] = {
     "fail": {"5.4": FAILED, "5.6": NOT_STORED},
     "requeue": NOT_STORED,
     "wait": NOT_STORED,
+    "join": {"5.4": End("FAILURE", "KeyError"), "5.6": NOT_STORED},
 }
 
 # --- the table ----------------------------------------------------------------------------------

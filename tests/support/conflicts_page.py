@@ -14,15 +14,16 @@ INTRODUCTION = """\
 
 A duplicate that meets a held lock can stand anywhere in a canvas. Nobody waits for ever, whichever
 result is asked for: that of the whole, of one step, or one that is known by its id alone. Each of
-these {count} places was played under each policy, said by its name and by a callable, with a real
-worker and a real Redis, on Celery 5.4, 5.5, 5.6 and 5.7, with a holder that succeeds, fails, or is
-killed. No body and no errback ran twice.
+these {count} places was played under each policy, said by its name and (but for `join`) by a
+callable, with a real worker and a real Redis, on Celery 5.4, 5.5, 5.6 and 5.7, with a holder that
+succeeds, fails, or is killed. No body and no errback ran twice.
 
 | policy | the duplicate's state | `.get()` | when |
 |---|---|---|---|
 | `skip` | {skip.state} | raises `{skip.answer}` | at once, while the holder runs on |
 | `fail` | {fail.state} | raises `{fail.answer}` | at once, while the holder runs on |
 | `requeue`, `wait` | that of its own run | as that run ends | after its turn: see below |
+| `join` | the holder's | as the holder ends | within 5 s after that: see below |
 
 Under **`requeue` and `wait`** every part of every canvas here ends as if there had been no
 conflict: all bodies run once, in their order, with their values. The lock is free for the duplicate
@@ -31,6 +32,15 @@ when the holder has ended:
 | the holder | the lock is free |
 |---|---|
 {holders}
+
+Under **`join`**, with a holder that is the same call, every part ends as if the duplicates had run
+with the holder's outcome, and their bodies do not run:
+
+| the holder | the duplicates |
+|---|---|
+| succeeds | SUCCESS with its value, and all goes on with that |
+| fails | FAILURE with its error; for the rest, read the tables as under `fail`, with that error |
+| is killed | one of them runs, the others have the outcome of that one |
 
 Under **`skip` and `fail`** the tables say what becomes of the rest:
 

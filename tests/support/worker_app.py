@@ -17,7 +17,7 @@ from functools import lru_cache, partial
 from typing import Any
 
 import redis
-from celery import Celery
+from celery import Celery, Task
 from celery.exceptions import SoftTimeLimitExceeded
 from celery.worker.request import Request
 
@@ -33,7 +33,7 @@ LONGEST_HOLD = 25.0
 
 logging.getLogger("celery_singleton_lock").setLevel(logging.DEBUG)  # Celery's own: INFO
 
-app = Celery("worker_app")
+app = Celery("worker_app", backend="cache+memory://")  # join asks for one, also at collection
 app.conf.update(json.loads(os.environ.get(ENVIRONMENT_VARIABLE, "{}")))
 
 #: Not shared, which would bind these tasks to every app that other tests make.
@@ -341,6 +341,55 @@ def tell_message(self, label):
 def run_soon(self, label):
     with _recorded(self, label):
         return label
+
+
+@by_label(on_conflict="join")
+def share(self, label, answer="shared"):
+    """Runs until its gate is opened, and returns what it is told to, or raises."""
+    with _recorded(self, label):
+        _wait_at_gate(label)
+    if answer == "error":
+        raise KeyError(label)
+    return answer
+
+
+@by_label(on_conflict="join", lock_ttl=3.0)
+def share_with_short_ttl(self, label):
+    """As ``share``, with a ttl that a test can wait for, and a busy machine can keep."""
+    with _recorded(self, label):
+        _wait_at_gate(label)
+    return "shared"
+
+
+@by_label(on_conflict="join", acks_late=True, reject_on_worker_lost=True)
+def share_late(self, label, answer="shared"):
+    """As ``share``, and runs again if its process dies."""
+    with _recorded(self, label):
+        _wait_at_gate(label)
+    return answer
+
+
+@by_label(on_conflict="join", lock_ttl=1.0, lock_on_retry="hold")
+def share_after_retry(self, label):
+    """Succeeds in its retry, and keeps its lock for it."""
+    with _recorded(self, label):
+        if self.request.retries == 0:
+            raise self.retry(countdown=1)
+    return "shared"
+
+
+class InContext(Task):
+    """As Flask's documentation has it: bodies run in a context."""
+
+    def __call__(self, *args, **kwargs):
+        return ["in context", self.run(*args, **kwargs)]
+
+
+@by_label(base=type("Both", (SingletonTask, InContext), {}), on_conflict="join")
+def share_in_context(self, label):
+    with _recorded(self, label):
+        _wait_at_gate(label)
+    return label
 
 
 def fail_if_urgent(conflict: Conflict) -> str:

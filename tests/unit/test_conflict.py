@@ -11,6 +11,7 @@ from celery_singleton_lock.conflict import (
     SHORTEST_DELAY,
     Conflict,
     Fail,
+    Join,
     Requeue,
     Skip,
     Wait,
@@ -112,6 +113,38 @@ def test_who_waits_for_a_run_in_its_queue_fails_when_its_wait_timeout_is_over():
     late = replace(MET, is_holder_queued=True, wait_timeout=10.0, waited=10.0)
 
     assert isinstance(decide("wait", late), Fail)
+
+
+SAME_CALL = replace(MET, is_same_call=True, delay=0.2)
+
+
+def test_a_duplicate_joins_a_run_of_the_same_call_and_goes_back_for_any_other_holder():
+    assert decide("join", SAME_CALL) == Join(0.2)
+    assert decide("join", replace(MET, delay=0.2)) == Requeue(0.2)
+    by_hand = replace(SAME_CALL, holder=replace(MET.holder, task_id=""))
+    assert decide("join", by_hand) == Requeue(0.2)
+
+
+@pytest.mark.parametrize("change", [{"retries": 1}, {"is_redelivered": True}, {"requeues": 1}])
+def test_who_was_let_in_before_may_join(change):
+    assert decide("join", replace(SAME_CALL, **change)) == Join(0.2)
+
+
+def test_nobody_joins_itself():
+    assert decide("join", replace(SAME_CALL, task_id="theirs")) == Requeue(0.2)
+
+
+def test_who_has_joined_fails_when_its_wait_timeout_is_over_and_not_before():
+    waits = replace(SAME_CALL, wait_timeout=10.0, requeues=3)
+
+    assert decide("join", replace(waits, waited=9.9)).countdown <= 0.1 + 1e-9
+    assert isinstance(decide("join", replace(waits, waited=10.0)), Fail)
+    late = replace(waits, waited=10.0, is_redelivered=True)
+    assert decide("join", late) == Requeue(0.2)
+
+
+def test_an_eager_run_joins_nobody_and_waits_where_it_is():
+    assert decide("join", replace(SAME_CALL, is_eager=True)) == Wait(60.0)
 
 
 def test_delays_grow_are_spread_and_have_an_end():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
+import re
 import subprocess
 import sys
 import traceback
@@ -21,7 +23,7 @@ from kombu.utils.json import register_type
 
 import golden_calls
 from celery_singleton_lock.errors import ConfigurationError, KeyDerivationError
-from celery_singleton_lock.keys import BUCKETS, check_key_prefix
+from celery_singleton_lock.keys import BUCKETS, call_digest, check_key_prefix
 from golden_calls import Colour, Level, Size, decrement, every_kind, f, key, of_value
 
 GOLDEN = Path(__file__).with_name("golden_keys.json")
@@ -355,6 +357,33 @@ def test_arguments_that_do_not_fit_are_a_type_error_as_in_any_call():
 def test_a_prefix_with_a_brace_is_refused(prefix):
     with pytest.raises(ConfigurationError, match="singleton_key_prefix"):
         check_key_prefix(prefix, "The setting singleton_key_prefix")
+
+
+# Which call it is -------------------------------------------------------------------------------
+
+
+def digest(*args, **kwargs):
+    return call_digest("shop.buy", inspect.signature(f), args, kwargs)
+
+
+def test_a_call_has_one_digest_however_it_is_spelt_and_others_have_others():
+    spellings = {digest(1, 2), digest(1, b=2), digest(a=1, b=2)}
+
+    assert len(spellings) == 1
+    assert spellings.isdisjoint({digest(1, 3), digest(2, 2), digest(1, "2")})
+
+
+def test_the_same_arguments_of_another_task_are_another_call():
+    signature = inspect.signature(f)
+
+    assert call_digest("shop.buy", signature, (1,), {}) != call_digest(
+        "shop.sell", signature, (1,), {}
+    )
+
+
+def test_a_digest_tells_nothing_of_the_arguments():
+    assert "4111-1111" not in digest("4111-1111")
+    assert re.fullmatch("[0-9a-f]{40}", digest("4111-1111"))
 
 
 # For ever -------------------------------------------------------------------------------------

@@ -207,7 +207,7 @@ def test_a_copy_that_need_not_run_keeps_no_lock(app, store):
 
 def test_a_newer_release_may_say_more_of_a_run_that_waits():
     request = SimpleNamespace(
-        headers={HEADER: [1.0, 2, True, None, 7, 1, "new"]}, delivery_info=None
+        headers={HEADER: [1.0, 2, True, None, 7, 1, "theirs", 0.5, "new"]}, delivery_info=None
     )
 
-    assert Waiting.of(request) == Waiting(1.0, 2, True, None, 7, 1)
+    assert Waiting.of(request) == Waiting(1.0, 2, True, None, 7, 1, "theirs", 0.5)

@@ -17,8 +17,8 @@ from celery import chain, chord, group, states
 from celery.exceptions import ChordError, TaskRevokedError
 
 from celery_singleton_lock import LockHeldError
-from conflict_tasks import DUPLICATES, failing_step, hold, step
-from conflicts import HOLDERS_ENDS, NOT_STORED, PLACES, POLICIES, End, Outcome
+from conflict_tasks import DUPLICATES, SHARED, failing_step, hold, step
+from conflicts import HOLDERS_ENDS, JOIN, NOT_STORED, PLACES, POLICIES, End, Outcome
 from waiting import DEADLINE, wait_until
 from worker_app import note_error, open_gate
 
@@ -26,17 +26,14 @@ from worker_app import note_error, open_gate
 class Parts(dict):
     """The names in a canvas; each part is made when it is met."""
 
-    def __init__(self, place, policy, said, label, queue):
+    def __init__(self, new_duplicate, label, queue):
         super().__init__(chain=chain, chord=chord, group=group, errback=note_error.s(label))
         self.ids = {}
-        self._duplicate = DUPLICATES[
-            "callable" if said == "by a callable" else policy.name, place.is_tracked
-        ]
-        self._policy, self._label, self._queue = policy, label, queue
+        self._new_duplicate, self._label, self._queue = new_duplicate, label, queue
 
     def __missing__(self, part):
         if part.startswith("duplicate"):
-            signature = self._duplicate.si(self._label, part, self._policy.name)
+            signature = self._new_duplicate(part)
         else:
             task = failing_step if part == "failing" else step
             signature = task.si(self._label, part)
@@ -54,12 +51,29 @@ class Scene:
 
     def hold(self, is_to_fail=False):
         """Have the lock taken."""
-        self.holder = hold.apply_async((self._label, is_to_fail), queue=self._worker.worker_queue)
+        self._hold(hold.si(self._label, is_to_fail))
+
+    def hold_and_share(self, place, is_to_fail):
+        """Have the lock taken by the very call that its duplicates are."""
+        self._shared = SHARED[place.is_tracked].si(self._label, "duplicate", is_to_fail)
+        self._hold(self._shared.clone())
+
+    def _hold(self, signature):
+        self.holder = signature.apply_async(queue=self._worker.worker_queue)
         (self._run,) = self._history.wait_for_starts(self._label)
 
     def send(self, place, policy, said):
         """Publish the canvas."""
-        parts = Parts(place, policy, said, self._label, self._worker.worker_queue)
+        name = "callable" if said == "by a callable" else policy.name
+        duplicate = DUPLICATES[name, place.is_tracked]
+        self._send(place, lambda part: duplicate.si(self._label, part, policy.name))
+
+    def send_shared(self, place):
+        """Publish the canvas; its duplicates are one call."""
+        self._send(place, lambda _: self._shared.clone())
+
+    def _send(self, place, new_duplicate):
+        parts = Parts(new_duplicate, self._label, self._worker.worker_queue)
         self._result = eval(place.canvas, {}, parts).apply_async(queue=self._worker.worker_queue)
         self._ids = parts.ids
 
@@ -176,3 +190,22 @@ def test_a_duplicate_that_waits_runs_once_however_the_holder_ends(
 
     assert scene.ends(expected.ends) == expected.ends
     assert scene.settle(expected.ends) == expected
+
+
+@pytest.mark.parametrize("holders_end", named(HOLDERS_ENDS))
+@pytest.mark.parametrize("place", list(steady_places()))
+def test_duplicates_that_join_end_as_the_holder_does_or_one_runs_for_all(scene, place, holders_end):
+    expected = place.joined_outcome(holders_end)
+    scene.hold_and_share(place, holders_end.is_failure)
+    scene.send_shared(place)
+    scene.wait_for_conflict(place, JOIN)
+    assert not any(scene.has_ended(part) for part in place.duplicates)
+
+    scene.end_holder(holders_end)
+    scene.open_gate()
+
+    assert scene.ends(expected.ends) == expected.ends
+    outcome = scene.settle(expected.ends)
+    ran = [part for part in outcome.bodies.elements() if part.startswith("duplicate")]
+    bodies = outcome.bodies - Counter(ran) + Counter({"duplicate": len(ran)})
+    assert outcome._replace(bodies=bodies) == expected
