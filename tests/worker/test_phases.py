@@ -197,7 +197,7 @@ def test_one_that_has_waited_too_long_gives_it_back(publish, history, label, is_
 
 @pytest.mark.parametrize("task", [hold_once, hold_one_ahead])
 def test_a_revoked_message_gives_it_back(publish, is_free, task):
-    first = publish(task, countdown=2)
+    first = publish(task, countdown=3)
 
     first.revoke()
 
@@ -289,6 +289,7 @@ def test_members_of_a_group_run_where_nothing_is_reserved(worker, history, label
 
     result = members.apply_async()
     history.wait_for_starts(label)
+    wait_until(lambda: sum(each.ready() for each in result) == 2, "the others are told")
     open_gate(label)
 
     outcomes = [each.get(timeout=20, propagate=False) for each in result]
