@@ -109,6 +109,8 @@ def publish(task: Any, call: Call, message: Mapping[str, Any], send: Callable[..
         LockHeldError: It is a duplicate, and the policy is "fail".
     """
     locks, options = AppLocks.of(task.app), call.options
+    if not locks.store.is_shared_between_processes:
+        return send()  # a worker elsewhere would never give it back
     key = reserved_key(options, locks.address.key_prefix + call.key)
     claimant = call.claimant(uuid())
     headers = {**(message.get("headers") or {}), HEADER: key}

@@ -32,7 +32,8 @@ def clock():
 def app(clock):
     app = Celery("shop", set_as_current=False, broker="memory://", backend="cache+memory://")
     app.conf.update(singleton_store_url="memory://", task_default_queue=f"queue-{id(app)}")
-    AppLocks.of(app).store = AbsentStore(clock=clock)
+    AppLocks.of(app).store = store = AbsentStore(clock=clock)
+    store.is_shared_between_processes = True  # as Redis is
     yield app
     with app.connection_for_write() as connection:
         connection.default_channel.queue_purge(app.conf.task_default_queue)
@@ -280,6 +281,16 @@ def test_a_signature_is_a_plain_call(app, sent):
 
     assert second.is_duplicate
     assert sent() == [first.id]
+
+
+def test_what_other_processes_cannot_see_is_not_reserved(app, store, sent):
+    store.is_shared_between_processes = False
+    task = new_task(app, lock_phase=LIFETIME)
+
+    results = [task.delay("anvil"), task.delay("anvil")]
+
+    assert sent() == [each.id for each in results]
+    assert store.holder(key_of(task, "anvil")) is None
 
 
 def test_who_does_not_call_the_task_reserves_nothing(app, store, sent):
