@@ -353,33 +353,23 @@ def test_heimdall_one_key_for_several_tasks(delay, label):
 
 
 def test_heimdall_the_existing_task(delay, history, label):
-    def my_api_call(customer_id):
-        return {"status": "RUNNING", "task_id": delay(generate_report, customer_id).id}
-
-    queued = my_api_call(label)
+    first = delay(generate_report, label)
+    while_queued = delay(generate_report, label)
     history.wait_for_starts(label)
-    running = my_api_call(label)
+    while_running = delay(generate_report, label)
     open_gate(label)
-    generate_report.AsyncResult(queued["task_id"]).get(timeout=20)
-    completed = my_api_call(label)
+    first.get(timeout=20)
+    afterwards = delay(generate_report, label)
 
-    assert queued == running
-    assert queued != completed
+    assert {while_queued.id, while_running.id} == {first.id}
+    assert [while_queued.is_duplicate, while_running.is_duplicate] == [True, True]
+    assert afterwards.id != first.id
 
 
 def test_heimdall_unique_raises(delay, label):
-    def my_api_call(customer_id):
-        try:
-            task = delay(generate_report_or_raise, customer_id)
-            return {"status": "STARTED", "task_id": task.id}
-        except LockHeldError as error:
-            return {"status": "ALREADY_RUNNING", "task_id": error.holder.task_id}
+    first = delay(generate_report_or_raise, label)
 
-    first = my_api_call(label)
-    second = my_api_call(label)
-
-    assert [first["status"], second["status"]] == ["STARTED", "ALREADY_RUNNING"]
-    assert first["task_id"] == second["task_id"]
+    assert_already_queued(first, delay, generate_report_or_raise, label)
 
 
 def test_heimdall_unique_interval_and_singleton_lock_expiry(delay, history, label):
