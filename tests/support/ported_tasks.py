@@ -63,7 +63,7 @@ def do_something(self, username):
     return _run(self, username)
 
 
-@ported("do_once_in_a_while", lock_at_least_for=1.5)
+@ported("do_once_in_a_while", lock_at_least_for=1.2)
 def do_once_in_a_while(self, label):
     """Its ``lock_expiry``, and celery-heimdall's ``unique_wait_for_expiry``."""
     return _run(self, label)
