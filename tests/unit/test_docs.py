@@ -23,7 +23,7 @@ def examples(name):
     return {title: text for title, text in found.items() if text}
 
 
-PAGES = {name: examples(name) for name in ("mixing.md", "phases.md", "waiting.md")}
+PAGES = {name: examples(name) for name in ("migrating.md", "mixing.md", "phases.md", "waiting.md")}
 SECTIONS = [(name, section) for name, sections in PAGES.items() for section in sections]
 
 

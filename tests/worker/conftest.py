@@ -125,7 +125,7 @@ def settings(
         "broker_connection_retry_on_startup": True,
         "singleton_store_url": lock_server.url(),
         "history_url": result_backend,
-        "include": ["ending_tasks", "conflict_tasks", "phase_tasks", "rerun_tasks"],
+        "include": ["ending_tasks", "conflict_tasks", "phase_tasks", "ported_tasks", "rerun_tasks"],
     }
 
 
