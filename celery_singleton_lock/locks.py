@@ -146,7 +146,9 @@ class AppLocks:
         should_stop = worker_state.should_stop
         return self.stop_flag.is_set() or (should_stop is not None and should_stop is not False)
 
-    def note_absence(self, error: StoreError, key: str) -> None:
+    def note_absence(
+        self, error: StoreError, key: str, meanwhile: str = "runs go back to their queue"
+    ) -> None:
         """Log that the store is away, once per outage and process.
 
         The first key that was asked for tells where to look if the fault is what lies there.
@@ -154,9 +156,7 @@ class AppLocks:
         if not self._is_store_away:
             self._is_store_away = True
             logger.warning(
-                "%s; runs go back to their queue until it keeps locks again. The first wants %s",
-                error,
-                key,
+                "%s; %s until it keeps locks again. The first wants %s", error, meanwhile, key
             )
 
     def note_presence(self) -> None:

@@ -1,6 +1,6 @@
 """Publish-time phases: what is taken when a run is published, and what becomes of it.
 
-A reservation belongs to a task id and tells nothing of the call's arguments. Its key travels in
+A reservation belongs to a task id, and tells a digest of the call's arguments. Its key travels in
 the message: during a deploy the worker may derive another one from the same call.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -115,19 +116,21 @@ def publish(task: Any, call: Call, message: Mapping[str, Any], send: Callable[..
     claimant = call.claimant(uuid())
     headers = {**(message.get("headers") or {}), HEADER: key}
     try:
-        reservation = _reserve(task, locks, key, call, claimant, _life(task.app, options, message))
+        reservation = _reserve(task, locks, key, call, claimant, _life(task, options, message))
     except StoreError as error:
         # Nothing is lost: it meets the lock when it starts. It may have been reserved, too.
-        logger.warning("%s; %s[%s] is published all the same", error, task.name, claimant.task_id)
+        locks.note_absence(error, key, "calls are published whatever is reserved")
         return send(task_id=claimant.task_id, headers=headers)
+    locks.note_presence()
     if reservation is None:
         return send()
     if not reservation.is_reserved:
         return _first_result(task, options, reservation.holder)
+    handled_by_caller = sys.exc_info()[1]
     try:
         return send(task_id=claimant.task_id, headers=headers)
     except BaseException as error:
-        if not _may_be_published(task.app, error):
+        if not _may_be_published(task.app, error, handled_by_caller):
             _cancel(locks, key, claimant.task_id)
         raise
 
@@ -212,11 +215,12 @@ def _seconds_to(app: Any, moment: Any) -> float:
     return max(0.0, float((moment - datetime.now(timezone.utc)).total_seconds()))
 
 
-def _life(app: Any, options: LockOptions, message: Mapping[str, Any]) -> float:
+def _life(task: Any, options: LockOptions, message: Mapping[str, Any]) -> float:
     """Seconds that a reservation lives if its message is lost."""
+    app = task.app
     seconds = seconds_until(app, message.get("eta"), message.get("countdown"))
     seconds += options.lock_reservation_ttl
-    expires = message.get("expires")
+    expires = message.get("expires", task.expires)
     if expires is not None:
         is_number = isinstance(expires, (int, float))
         # A message that expires is not run later than that.
@@ -266,13 +270,13 @@ def _cancel(locks: AppLocks, key: str, task_id: str, at_least_for: float = 0.0) 
         logger.warning("%s; what is reserved for %s ends with its ttl", error, task_id)
 
 
-def _may_be_published(app: Any, error: BaseException) -> bool:
+def _may_be_published(app: Any, error: BaseException, unrelated: BaseException | None) -> bool:
     """Whether the broker may have the message: all is known to be well but its answer."""
     with app.connection_for_write() as connection:  # does not connect
         lost = (OSError, *connection.connection_errors)
     return any(
         not isinstance(each, Exception) or (isinstance(each, lost) and not _is_of_connecting(each))
-        for each in _with_causes(error)
+        for each in _with_causes(error, unrelated)
     )
 
 
@@ -281,13 +285,13 @@ def _is_of_connecting(error: BaseException) -> bool:
     return any(frame.f_code.co_name in _CONNECTING for frame, _ in walk_tb(error.__traceback__))
 
 
-def _with_causes(error: BaseException | None) -> Iterator[BaseException]:
+def _with_causes(error: BaseException, unrelated: BaseException | None) -> Iterator[BaseException]:
     """The error, and those that it came of: Celery publishes up to four times."""
-    seen: set[int] = set()
-    left = [error]
+    seen = [unrelated]
+    left: list[BaseException | None] = [error]
     while left:
         each = left.pop()
-        if each is not None and id(each) not in seen:
-            seen.add(id(each))
+        if each is not None and not any(each is other for other in seen):
+            seen.append(each)
             yield each
             left += [each.__cause__, each.__context__]
