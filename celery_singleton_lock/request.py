@@ -21,7 +21,7 @@ from .lease import new_owner_token
 from .locks import AppLocks
 from .phases import HEADER, cancel
 from .publishing import OWNER_TOKEN
-from .results import Skipped
+from .results import Skipped, has_succeeded
 from .stores.base import Claim
 
 logger = logging.getLogger(__name__)
@@ -133,7 +133,7 @@ class SingletonRequest(Request):
             return
         options = self.task._lock_options
         try:
-            if comes_again and options.lock_phase == "lifetime":
+            if self._has_to_find_its_lock(comes_again):
                 locks.store.hold(claim.key, claim.owner_token, options.lock_reservation_ttl)
             if locks.store.release(claim.key, claim.owner_token):
                 logger.info("Freed %s, whose run %s[%s] died", claim.key, self.name, self.id)
@@ -141,6 +141,15 @@ class SingletonRequest(Request):
                 self._cancel()  # it died before it had its lock
         except StoreError as error:
             logger.warning("%s; the lock of dead run %s ends with its ttl", error, self.id)
+
+    def _has_to_find_its_lock(self, comes_again: bool) -> bool:
+        """Whether its next copy is to have the lock, as for a retry.
+
+        If SUCCESS is stored, there is none that runs: Celery acknowledges the message since 5.7,
+        and before that the copy ends at once.
+        """
+        is_for_its_lifetime = self.task._lock_options.lock_phase == "lifetime"
+        return comes_again and is_for_its_lifetime and not has_succeeded(self.task, self.id)
 
     def _release_when_gone(self, comes_again: bool) -> None:
         while not is_gone(self.worker_pid):
