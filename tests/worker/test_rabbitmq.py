@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from datetime import datetime, timedelta, timezone
 from uuid import uuid4
@@ -12,7 +14,9 @@ import pytest
 
 from ending_tasks import end_late
 from lock_watch import executes
+from phase_tasks import hold_once
 from rabbitmq_server import GivenRabbitmq, given_url
+from rerun_tasks import effect_of, update
 from servers import rabbitmq_or_skip
 from timeline import overlaps
 from waiting import wait_until
@@ -248,5 +252,41 @@ def test_a_run_that_was_acknowledged_early_outlives_its_connection(
     open_gate(label)
 
     assert result.get(timeout=20) == label
+    assert len(history.runs(label)) == 1
+    wait_for_empty_queue(worker)
+
+
+def test_one_update_follows_a_run_and_a_killed_one_comes_again(
+    start_workers, send, history, label, wait_for_empty_queue
+):
+    (worker,) = start_workers(concurrency=4)
+    first = send(worker, update, label, 1)
+    (run,) = history.wait_for_starts(label)
+    *older, newest = [send(worker, update, label, number) for number in range(2, 8)]
+    wait_until(lambda: f"[{newest.id}] {BACK}" in worker.logs(), "it was put back")
+
+    os.kill(run.pid, signal.SIGKILL)
+    open_gate(label)
+
+    assert newest.get(timeout=30) == 7
+    wait_until(lambda: all(each.ready() for each in [first, *older]), "all others are done with")
+    assert effect_of(label) == 7
+    assert overlaps([each for each in history.runs(label) if each.is_over]) == 0
+    wait_for_empty_queue(worker)
+
+
+def test_a_call_is_published_once_from_its_publish_to_its_end(
+    start_workers, send, history, label, wait_for_empty_queue
+):
+    (worker,) = start_workers()
+    first = send(worker, hold_once, label, countdown=1)
+
+    duplicates = [send(worker, hold_once, label)]
+    history.wait_for_starts(label)
+    duplicates.append(send(worker, hold_once, label))
+    open_gate(label)
+
+    assert {each.id for each in duplicates} == {first.id}
+    assert first.get(timeout=20) == label
     assert len(history.runs(label)) == 1
     wait_for_empty_queue(worker)
