@@ -37,7 +37,13 @@ LEAVING_FOR = 0.2
 LOOK_EVERY = 0.01
 
 #: Functions of kombu, py-amqp and redis-py in which nothing has been sent yet.
-_CONNECTING = {"establish_connection", "connect", "connect_check_health", "_connect"}
+_CONNECTING = {
+    "establish_connection",
+    "get_connection",  # sees whether one that was left open is still good
+    "connect",
+    "connect_check_health",
+    "_connect",
+}
 
 #: What a message says that somebody waits for: if it were not published, they would for ever.
 _AWAITED = ("chain", "chord", "group_id", "group_index")

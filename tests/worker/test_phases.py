@@ -253,6 +253,26 @@ def test_a_broker_that_cannot_be_reached_gives_it_back(new_app, label, is_free):
 
 
 @pytest.mark.parametrize("retries", [False, True], ids=["once", "with retries"])
+def test_a_broker_that_is_gone_by_now_gives_it_back(
+    new_app, broker_proxy, new_label, label, is_free, retries
+):
+    policy = {"max_retries": 1, "interval_start": 0, "interval_step": 0}
+    app = new_app(
+        broker_url=broker_proxy.url(),
+        task_publish_retry=retries,
+        task_publish_retry_policy=policy,
+    )
+    task = bound_to(app, hold_once_briefly_reserved)
+    task.apply_async((new_label(),), queue=f"nobodys-{label}")  # leaves its connection open
+    broker_proxy.refuse()
+
+    with pytest.raises(OperationalError):
+        task.apply_async((label,), queue=f"nobodys-{label}")
+
+    assert is_free(hold_once)()
+
+
+@pytest.mark.parametrize("retries", [False, True], ids=["once", "with retries"])
 def test_a_lost_confirmation_counts_as_published(new_app, broker_proxy, label, is_free, retries):
     policy = {"max_retries": 1, "interval_start": 0, "interval_step": 0}
     app = new_app(
