@@ -12,7 +12,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from traceback import walk_tb
 from typing import Any, NamedTuple, cast
@@ -25,13 +25,12 @@ from .errors import Holder, LockHeldError, StoreError
 from .keys import queued_key
 from .locks import AppLocks
 from .options import LONGEST, LockOptions
+from .publishing import RESERVED
 from .results import SingletonResult, is_finished
 from .stores.base import Claimant, Reservation, Reserved
 
 logger = logging.getLogger(__name__)
 
-#: Message header: the key of what was reserved for the run. Dropped once it has started.
-HEADER = "singleton_reserved"
 #: Seconds that a publish waits for a run whose result is stored already to give back its lock.
 LEAVING_FOR = 0.2
 LOOK_EVERY = 0.01
@@ -120,13 +119,16 @@ def publish(task: Any, call: Call, message: Mapping[str, Any], send: Callable[..
         return send()  # a worker elsewhere would never give it back
     key = reserved_key(options, locks.address.key_prefix + call.key)
     claimant = call.claimant(uuid())
-    headers = {**(message.get("headers") or {}), HEADER: key}
+    headers = {**(message.get("headers") or {}), RESERVED: key}
     try:
         reservation = _reserve(task, locks, key, call, claimant, _life(task, options, message))
     except StoreError as error:
         # Nothing is lost: it meets the lock when it starts. It may have been reserved, too.
         locks.note_absence(error, key, "calls are published whatever is reserved")
         return send(task_id=claimant.task_id, headers=headers)
+    except BaseException:
+        _cancel(locks, key, claimant.task_id)  # interrupted; nothing is published
+        raise
     locks.note_presence()
     if reservation is None:
         return send()
@@ -136,7 +138,9 @@ def publish(task: Any, call: Call, message: Mapping[str, Any], send: Callable[..
     try:
         return send(task_id=claimant.task_id, headers=headers)
     except BaseException as error:
-        if not _may_be_published(task.app, error, handled_by_caller):
+        if _may_be_published(task.app, error, handled_by_caller):
+            _doubt(task, locks, key, claimant, message)
+        else:
             _cancel(locks, key, claimant.task_id)
         raise
 
@@ -148,42 +152,41 @@ def reserved_key(options: LockOptions, lock_key: str) -> str:
 
 def reserved_beside(options: LockOptions, request: Any, lock_key: str) -> Reserved | None:
     """What the current run gives back with taking its lock; ``None`` if that is the lock itself."""
-    key = (request.headers or {}).get(HEADER, lock_key)
-    if key == lock_key or not _are_in_one_slot(key, lock_key):
-        return None
-    return Reserved(key, options.lock_reservation_ttl)
+    key = (request.headers or {}).get(RESERVED)
+    is_beside = key == queued_key(lock_key)
+    return Reserved(queued_key(lock_key), options.lock_reservation_ttl) if is_beside else None
 
 
 def has_started(locks: AppLocks, request: Any, lock_key: str) -> None:
     """The current run has its lock: what was reserved is used up."""
-    key = (request.headers or {}).pop(HEADER, None)
-    if key and not _are_in_one_slot(key, lock_key):
+    key = (request.headers or {}).pop(RESERVED, None)
+    if key not in (None, lock_key, queued_key(lock_key)):
         _cancel(locks, key, request.id)  # it was published by another release of the code
 
 
 def has_ended(task: Any) -> None:
     """The current run has ended for good; if it has never started, nobody else will come."""
     cancel(task.app, task.request.headers or {}, task.request.id)
-    (task.request.headers or {}).pop(HEADER, None)
+    (task.request.headers or {}).pop(RESERVED, None)
 
 
 @contextmanager
-def coming_again(task: Any, options: LockOptions, lock_key: str, seconds: float) -> Iterator[None]:
+def coming_again(task: Any, call: Call, held_key: str, seconds: float) -> Iterator[None]:
     """Reserve for the current run while it is published once more, due after so many seconds.
 
-    What is reserved for ``"lifetime"`` is the lock, which it has; it has to be promised to it.
+    What is reserved for ``"lifetime"`` is the lock that it holds; it has to be promised to it.
     """
-    request, locks = task.request, AppLocks.of(task.app)
-    key, headers = reserved_key(options, lock_key), request.headers
-    is_beside = key != lock_key
+    request, locks, options = task.request, AppLocks.of(task.app), call.options
+    key, headers = reserved_key(options, locks.address.key_prefix + call.key), request.headers
+    is_beside = key != held_key
     if is_beside:
-        call = Call(options, lock_key, request.args or (), request.kwargs or {})
-        claimant = call.claimant(request.id)
         try:
-            locks.store.reserve(key, claimant, seconds + options.lock_reservation_ttl)
+            locks.store.reserve(
+                key, call.claimant(request.id), seconds + options.lock_reservation_ttl
+            )
         except StoreError as error:
             logger.warning("%s; nothing is reserved for a retry", error)
-    request.headers = {**(headers or {}), HEADER: key}
+    request.headers = {**(headers or {}), RESERVED: key}
     try:
         yield
     except Retry:
@@ -198,7 +201,7 @@ def coming_again(task: Any, options: LockOptions, lock_key: str, seconds: float)
 
 def cancel(app: Any, headers: Mapping[str, Any], task_id: str, at_least_for: float = 0.0) -> None:
     """Give back what was reserved for a message that nobody will run."""
-    key = headers.get(HEADER)
+    key = headers.get(RESERVED)
     if key:
         _cancel(AppLocks.of(app), key, task_id, at_least_for)
 
@@ -208,10 +211,6 @@ def seconds_until(app: Any, eta: Any, countdown: Any) -> float:
     if countdown is not None:
         return max(0.0, float(countdown))
     return _seconds_to(app, eta) if eta is not None else 0.0
-
-
-def _are_in_one_slot(key: str, other: str) -> bool:
-    return key.partition("}")[0] == other.partition("}")[0]
 
 
 def _seconds_to(app: Any, moment: Any) -> float:
@@ -274,6 +273,15 @@ def _cancel(locks: AppLocks, key: str, task_id: str, at_least_for: float = 0.0) 
         locks.store.cancel(key, task_id, at_least_for)
     except StoreError as error:
         logger.warning("%s; what is reserved for %s ends with its ttl", error, task_id)
+
+
+def _doubt(
+    task: Any, locks: AppLocks, key: str, claimant: Claimant, message: Mapping[str, Any]
+) -> None:
+    """Wait for less long for a message that the broker may have: the caller will try again."""
+    seconds = seconds_until(task.app, message.get("eta"), message.get("countdown"))
+    with suppress(StoreError):
+        locks.store.reserve(key, claimant, seconds + float(task.lock_ttl))
 
 
 def _may_be_published(app: Any, error: BaseException, unrelated: BaseException | None) -> bool:

@@ -15,6 +15,8 @@ HEADER = "singleton_waiting"
 #: Message header under "rerun": when the call was published, in µs since the epoch. A retry is as
 #: new as its first attempt.
 GENERATION = "singleton_generation"
+#: Message header: the key of what was reserved for the run. Dropped once it has started.
+RESERVED = "singleton_reserved"
 #: Message property under which the worker's main process tells a child its owner token. Not a
 #: header: those go out again with a retry.
 OWNER_TOKEN = "singleton_owner_token"
@@ -133,6 +135,12 @@ def note_generation(request: Any, number: int) -> None:
     """Have the current run stay as new as it is: if it is put back, and for its retries."""
     if number:
         request.headers = {**(request.headers or {}), GENERATION: number}
+
+
+def own_headers(request: Any) -> dict[str, Any]:
+    """What the current run has to say in its next message, whatever other headers that has."""
+    names = (GENERATION, RESERVED)
+    return {name: value for name, value in (request.headers or {}).items() if name in names}
 
 
 def forget_waiting(request: Any) -> None:

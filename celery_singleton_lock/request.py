@@ -19,8 +19,8 @@ from kombu.utils.imports import symbol_by_name
 from .errors import KeyDerivationError, StoreError
 from .lease import new_owner_token
 from .locks import AppLocks
-from .phases import HEADER, cancel
-from .publishing import OWNER_TOKEN
+from .phases import cancel
+from .publishing import OWNER_TOKEN, RESERVED
 from .results import Skipped, has_succeeded
 from .stores.base import Claim
 
@@ -107,8 +107,9 @@ class SingletonRequest(Request):
         """Whether the message of a run that died of this goes to another worker."""
         task = self.task
         if isinstance(error, WorkerLostError):
-            is_retried = getattr(task, "retry_on_worker_lost", False)  # new in Celery 5.7
-            return bool(is_retried or (task.acks_late and task.reject_on_worker_lost))
+            if getattr(task, "retry_on_worker_lost", False):  # new in Celery 5.7
+                return task.max_retries is None or self._context.retries < task.max_retries
+            return bool(task.acks_late and task.reject_on_worker_lost)
         if isinstance(error, TimeLimitExceeded):
             return bool(task.acks_late and not _acks_on_timeout(task))
         return False
@@ -121,7 +122,7 @@ class SingletonRequest(Request):
         headers = dict(self._message.headers or {})
         claim = self._claim(locks) if options.on_conflict == "rerun" else None
         if claim is not None:
-            headers[HEADER] = claim.key  # it may be the follow-up
+            headers[RESERVED] = claim.key  # it may be the follow-up
         cancel(self._app, headers, self.id, options.lock_at_least_for)
 
     def _release(self, comes_again: bool) -> None:

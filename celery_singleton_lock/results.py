@@ -65,6 +65,11 @@ class SingletonResult(AsyncResult):
     is_duplicate: bool = False
     holder: Holder | None = None
 
+    def __copy__(self) -> SingletonResult:
+        copied = cast(SingletonResult, super().__copy__())
+        copied.is_duplicate, copied.holder = self.is_duplicate, self.holder
+        return copied
+
 
 class Skipped(Ignore):
     """Strictly between the pool and the worker's main process: this run was skipped.

@@ -11,17 +11,16 @@ from celery.exceptions import Retry
 
 from .errors import StoreError
 from .lease import Lease
-from .options import LockOptions
-from .phases import coming_again, seconds_until
+from .phases import Call, coming_again, seconds_until
 
 logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def passing_on(
-    task: Any, options: LockOptions | None, eta: Any, countdown: float | None
-) -> Iterator[None]:
+def passing_on(task: Any, call: Call | None, eta: Any, countdown: float | None) -> Iterator[None]:
     """See that the next attempt, while it is published, finds what it is to have.
+
+    ``call`` is the next attempt's, which may have other arguments.
 
     That is the lock if the task says ``"hold"``, for the countdown and one ttl more; past it the
     retry goes to the queue like anyone's. With a phase that begins at the publish it is what was
@@ -29,13 +28,16 @@ def passing_on(
     back.
     """
     lease = task.lease
-    if options is None or not isinstance(lease, Lease):
+    if call is None or not isinstance(lease, Lease):
         yield
         return
+    options, is_eager = call.options, task.request.is_eager
     if eta is None and countdown is None:
         countdown = task.default_retry_delay
     seconds = seconds_until(task.app, eta, countdown)
-    if options.lock_phase == "lifetime":
+    if not lease.key.endswith(call.key):
+        held_for = 0.0
+    elif options.lock_phase == "lifetime" and not is_eager:
         held_for = seconds + options.lock_reservation_ttl
     elif options.lock_on_retry == "hold":
         held_for = seconds + options.lock_ttl
@@ -44,8 +46,8 @@ def passing_on(
     with ExitStack() as stack:
         if held_for:
             stack.enter_context(_promising(lease, held_for))
-        if options.lock_phase != "running" and not task.request.is_eager:
-            stack.enter_context(coming_again(task, options, lease.key, seconds))
+        if call.is_to_be_reserved and not is_eager:
+            stack.enter_context(coming_again(task, call, lease.key, seconds))
         yield
 
 

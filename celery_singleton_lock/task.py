@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, ClassVar
 
-from celery import Task
+from celery import Task, states
 from celery.signals import task_postrun
 
 from . import runs
@@ -22,9 +22,9 @@ from .joining import share_outcomes
 from .lease import Lease, NestedLease, NullLease
 from .options import ATTRIBUTES, GIVEN, LockOptions, is_enabled, lock_options
 from .phases import Call, has_ended, is_settled_at_start, publish
-from .publishing import GENERATION, generation_now
+from .publishing import GENERATION, generation_now, own_headers
 from .request import combined_request
-from .results import SingletonResult, eager_outcome
+from .results import PutBack, SingletonResult, eager_outcome
 from .retrying import passing_on
 
 #: Hook → what happens where an override does not call the next one. Not ``after_return``: under
@@ -262,7 +262,9 @@ class SingletonTask(Task):
         **options: Any,
     ) -> Any:
         """Retry as Celery does; under ``lock_on_retry="hold"`` the lock is passed on first."""
-        with passing_on(self, self._lock_options, eta, countdown):
+        with passing_on(self, self._next_call(args, kwargs), eta, countdown):
+            if options.get("headers") is not None:
+                options["headers"] = {**own_headers(self.request), **options["headers"]}
             return super().retry(args, kwargs, exc, throw, eta, countdown, *rest, **options)
 
     def start_strategy(self, app: Any, consumer: Any, **kwargs: Any) -> Any:
@@ -297,6 +299,14 @@ class SingletonTask(Task):
             # Arguments that do not fit: Celery says so, here or (typing=False) in the worker.
             return None
 
+    def _next_call(self, args: Any, kwargs: Any) -> Call | None:
+        """What a retry with these arguments calls, if the current run has a lock."""
+        if not isinstance(self.lease, Lease):
+            return None
+        args = self.request.args if args is None else args
+        kwargs = self.request.kwargs if kwargs is None else kwargs
+        return self._call(args or (), kwargs or {}, None)
+
     def _as_sent(self, args: Any, kwargs: Any, serializer: str | None = None) -> Any:
         """Celery sends the models of a pydantic task as plain data, except with pickle."""
         dump = getattr(self, "_dump_pydantic_arguments", None)
@@ -306,13 +316,17 @@ class SingletonTask(Task):
 
 
 @task_postrun.connect
-def _release_after_any_ending(task: Any, **_: Any) -> None:
+def _release_after_any_ending(task: Any, state: Any, retval: Any, **_: Any) -> None:
     """The net under ``after_return``, which Celery leaves out after Retry, Ignore, Reject and more.
 
     Sent from a ``finally``: it comes after every ending that lets the process unwind.
     """
     if isinstance(task, SingletonTask):
         runs.end(task)
+        comes_again = isinstance(retval, PutBack) or getattr(retval, "requeue", False)
+        # Of one without a state, the worker's main process knows more.
+        if state not in (None, states.RETRY) and not comes_again:
+            has_ended(task)
 
 
 def _named(options: LockOptions, name: str) -> LockOptions:

@@ -67,7 +67,8 @@ class Generation(NamedTuple):
 
     Attributes:
         task_name: The task.
-        number: When it was published, in µs since the epoch; 0: by arrival, now.
+        number: When it was published, in µs since the epoch; 0, or later than now by the store's
+            clock: by arrival.
     """
 
     task_name: str
@@ -257,12 +258,13 @@ class LockStore(ABC):
 
     @abstractmethod
     def cancel(self, key: str, task_id: str, at_least_for: float = 0.0) -> bool:
-        """Give back what is kept for a run that will not come.
+        """Give back what is kept for a run that will not come, or is to be kept for it.
 
         A lock that was held before goes on being kept for ``at_least_for``; see :meth:`release`.
 
         Returns:
-            False when it is not kept for that task id, or held by it; then nothing was changed.
+            False when it is neither kept for that task id nor to be, or is held by it; then nothing
+            was changed.
         """
 
     @abstractmethod

@@ -144,9 +144,9 @@ class MemoryStore(LockStore):
     ) -> Acquisition:
         """See :meth:`LockStore.acquire`."""
         with self._mutex:
-            now = self._clock()
-            if generation and not generation.number:
-                generation = generation._replace(number=int(now * 1_000_000))
+            now_us = int(self._clock() * 1_000_000)
+            if generation and not 0 < generation.number <= now_us:
+                generation = generation._replace(number=now_us)
             answer = self._acquire(key, owner_token, ttl, claimant, place, generation)
             if generation:
                 answer = self._note_generation(key, answer, claimant, generation)
@@ -226,7 +226,7 @@ class MemoryStore(LockStore):
         with self._mutex:
             held = self._kept_for(key, task_id)
             if held is None:
-                return False
+                return self._forget_follower(key, task_id)
             now = self._clock()
             keep_until = held.holder.since + at_least_for
             if keep_until > now and not held.is_reserved:
@@ -386,6 +386,14 @@ class MemoryStore(LockStore):
         line.pop(number, None)
         if not line:
             self._lines.pop(key, None)
+
+    def _forget_follower(self, key: str, task_id: str) -> bool:
+        held = self._living(key)
+        waiting = held.next if held else {}
+        names = [name for name, each in waiting.items() if each.claimant.task_id == task_id]
+        for name in names:
+            del waiting[name]
+        return bool(names)
 
     def _kept_for(self, key: str, task_id: str) -> _HeldLock | None:
         held = self._living(key)

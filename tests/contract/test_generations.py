@@ -130,6 +130,20 @@ def test_once_its_time_is_over_the_follow_up_takes_a_free_lock(store, ask):
     assert ask(2).is_acquired
 
 
+def test_a_follow_up_that_will_not_come_is_not_waited_for(store, ask):
+    ask(1)
+    ask(2)
+    ask(3, task="shop.other", token="other")
+
+    assert store.cancel(KEY, "run-2")
+    assert not store.cancel(KEY, "run-2")
+
+    store.release(KEY, "token-1")
+    assert store.holder(KEY).task_id == "run-3"
+    assert store.cancel(KEY, "run-3")
+    assert store.holder(KEY) is None
+
+
 def test_tasks_that_share_a_lock_have_one_follow_up_each_in_their_order(store, ask):
     ask(1)
     ask(2, task="shop.other", token="other")
@@ -145,6 +159,14 @@ def test_tasks_that_share_a_lock_have_one_follow_up_each_in_their_order(store, a
     assert ask(3).is_acquired
     store.release(KEY, "token-3")
     assert store.holder(KEY) is None
+
+
+def test_a_publisher_whose_clock_is_ahead_keeps_nobody_out(store, ask):
+    ahead = ask(10**18)
+    store.release(KEY, f"token-{10**18}")
+
+    assert ahead.generation < 10**18
+    assert ask(0, token="later", run="later").is_acquired
 
 
 def test_a_number_counts_for_its_task_alone(store, ask):

@@ -157,13 +157,10 @@ class PhaseMachine(RuleBasedStateMachine):
         has_succeeded = self.fleet.has_succeeded(run.task_id)
         has_begun = run.begins()
         published = self.fleet.published()
-        if self._is_void(delivery):
+        if self._is_void(delivery) or (delivery.is_known_as_redelivered and has_succeeded):
             assert not has_begun
             assert not published
             self._cancel(delivery)
-        elif delivery.is_known_as_redelivered and has_succeeded:
-            assert not has_begun
-            assert not published
         elif has_begun:
             assert self.lock is None or self._is_kept_for(self.lock, run.task_id)
             assert not published

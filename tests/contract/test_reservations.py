@@ -200,6 +200,14 @@ def test_what_was_reserved_beside_the_lock_is_given_back_with_taking_it(store):
     assert store.holder(KEY).task_id == "first"
 
 
+def test_what_is_held_by_now_is_not_taken_for_reserved(store):
+    store.acquire(QUEUED, "other", LONG, FIRST)
+
+    assert store.acquire(KEY, "a", LONG, FIRST, reserved=Reserved(QUEUED, TTL)).is_acquired
+
+    assert store.renew(QUEUED, "other", LONG)
+
+
 def test_what_somebody_else_reserved_beside_the_lock_stays(store):
     store.reserve(QUEUED, SECOND, LONG)
 

@@ -102,7 +102,7 @@ class Delivery:
     @property
     def is_reserved(self) -> bool:
         """Whether it says that something was reserved for it."""
-        return phases.HEADER in self.message.headers
+        return phases.RESERVED in self.message.headers
 
     @property
     def is_known_as_redelivered(self) -> bool:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from celery import Task
+from celery.exceptions import Ignore, Reject
 
 from celery_singleton_lock import SingletonTask
-from worker_app import _recorded, _wait_at_gate, by_label, task
+from worker_app import _recorded, _wait_at_gate, by_label
 
 once = {"lock_phase": "lifetime", "on_conflict": "skip"}
 one_ahead = {"lock_phase": "queued_and_running"}
@@ -60,7 +61,17 @@ def retry_one_ahead(self, label):
     """As retry_after_gate, where one more may wait."""
     with _recorded(self, label):
         if not self.request.retries:
-            raise self.retry(countdown=3.0)
+            raise self.retry(countdown=3.0, headers={"mine": 1})
+    return label
+
+
+@by_label(name="phase_tasks.retry_elsewhere", **once)
+def retry_elsewhere(self, label, other=None):
+    """Its first attempt publishes a retry with another lock, and ends when its gate is open."""
+    with _recorded(self, label):
+        if other is not None and not self.request.retries:
+            self.retry((other,), countdown=1.0, throw=False)
+            _wait_at_gate(label)
     return label
 
 
@@ -68,20 +79,21 @@ class Refusing(Task):
     """A base class whose hook refuses a run before its lock is asked for."""
 
     def before_start(self, task_id, args, kwargs):
-        """Refuse."""
-        raise PermissionError("not today")
+        """Refuse, as the task says."""
+        raise self.refusal
 
 
 class RefusingSingletonTask(SingletonTask, Refusing):
     """Asks its other base first, as hooks do that call the next one."""
 
 
-@task(
-    name="phase_tasks.refuse_once",
-    base=RefusingSingletonTask,
-    lock_name="worker_app.label",
-    lock_args="label",
-    **once,
-)
-def refuse_once(label):
-    """Never runs."""
+#: What such a hook raises → a task that never runs.
+REFUSE_ONCE = {
+    type(refusal).__name__: by_label(
+        name=f"phase_tasks.refuse_once_with_{type(refusal).__name__}",
+        base=RefusingSingletonTask,
+        refusal=refusal,
+        **once,
+    )(_hold)
+    for refusal in (PermissionError("not today"), Ignore(), Reject("not today"))
+}

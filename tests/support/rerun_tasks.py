@@ -37,7 +37,7 @@ def update_with_retry(self, label, number):
     if number == 1 and not self.request.retries:
         with _recorded(self, label):
             _wait_at_gate(label)
-            raise self.retry(countdown=2.0)
+            raise self.retry(countdown=2.0, headers={"mine": 1})
     return _update(self, label, number)
 
 

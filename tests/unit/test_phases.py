@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from copy import copy
 from datetime import datetime, timedelta, timezone
 
 import django
 import pytest
 from celery import Celery, chain, chord, group
+from celery.exceptions import Retry
 from celery.result import EagerResult
 from django.db import transaction
 from kombu.exceptions import EncodeError
@@ -17,6 +19,7 @@ from celery_singleton_lock import ConfigurationError, LockHeldError, SingletonTa
 from celery_singleton_lock.django import DjangoSingletonTask
 from celery_singleton_lock.keys import queued_key
 from celery_singleton_lock.locks import AppLocks
+from celery_singleton_lock.publishing import RESERVED
 from celery_singleton_lock.stores.base import Claimant
 from fake_clock import FakeClock
 
@@ -82,7 +85,7 @@ def starts(task, result, *args):
     """Its worker gets the message, and the run has its lock now."""
     options = task._lock_options
     claimant = Claimant(result.id, "celery@here", 1, options.call(args, {}))
-    request = type("Request", (), {"headers": {phases.HEADER: reserved_by(task, *args)}})
+    request = type("Request", (), {"headers": {RESERVED: reserved_by(task, *args)}})
     reserved = phases.reserved_beside(options, request, key_of(task, *args))
     store = AppLocks.of(task.app).store
     answer = store.acquire(key_of(task, *args), result.id, 60.0, claimant, reserved=reserved)
@@ -402,6 +405,21 @@ def test_what_was_interrupted_may_be_published_and_stays_reserved(app, store, mo
     assert store.holder(key_of(task, "anvil")) is not None
 
 
+def test_what_was_interrupted_while_it_was_reserved_is_given_back(app, store, monkeypatch):
+    task = new_task(app, lock_phase=LIFETIME)
+    reserve = store.reserve
+
+    def reserve_and_stop(*args):
+        reserve(*args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(store, "reserve", reserve_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        task.delay("anvil")
+
+    assert store.holder(key_of(task, "anvil")) is None
+
+
 def test_while_the_store_is_away_every_call_is_published(app, store, sent, caplog):
     task = new_task(app, lock_phase=LIFETIME)
     store.is_away = True
@@ -431,8 +449,31 @@ def test_the_callers_own_headers_are_sent_too(app, sent):
     with app.connection_for_write() as connection:
         message = connection.SimpleQueue(app.conf.task_default_queue).get_nowait()
         assert message.headers["mine"] == 1
-        assert message.headers[phases.HEADER] == key_of(task, "anvil")
+        assert message.headers[RESERVED] == key_of(task, "anvil")
         message.requeue()
+
+
+def test_a_copy_of_a_result_tells_it_too(app):
+    task = new_task(app, lock_phase=LIFETIME)
+    task.delay("anvil")
+
+    copied = copy(task.delay("anvil"))
+
+    assert copied.is_duplicate
+    assert copied.holder.worker
+
+
+def test_an_eager_retry_is_promised_nothing(app, store):
+    app.conf.task_always_eager = True
+
+    def again(self, sku):
+        raise self.retry()
+
+    task = new_task(app, again, bind=True, lock_phase=LIFETIME)
+    with pytest.raises(Retry):
+        task.apply(("anvil",), throw=True)
+
+    assert store.holder(key_of(task, "anvil")) is None
 
 
 def test_arguments_that_do_not_fit_are_celerys_to_refuse(app, store, sent):

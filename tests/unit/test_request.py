@@ -1,7 +1,11 @@
-"""Which request class a task gets that asks for one itself."""
+"""Which request class a task gets that asks for one itself, and what ours knows of a dead run."""
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
+import pytest
+from billiard.exceptions import WorkerLostError
 from celery import Task
 from celery.worker.request import Request
 
@@ -63,3 +67,23 @@ def test_one_that_extends_ours_comes_first_as_ours_does():
         pass
 
     assert combined_request(Mixed).__bases__ == (CountsLocks, Counting)
+
+
+@pytest.mark.parametrize(("retries", "max_retries"), [(0, 1), (5, None)])
+def test_a_lost_run_that_celery_retries_comes_again(retries, max_retries):
+    assert _comes_again(retries, max_retries)
+
+
+def test_a_lost_run_whose_retries_are_used_up_does_not_come_again():
+    assert not _comes_again(1, 1)
+
+
+def _comes_again(retries, max_retries):
+    task = SimpleNamespace(
+        retry_on_worker_lost=True,
+        max_retries=max_retries,
+        acks_late=True,
+        reject_on_worker_lost=True,
+    )
+    request = SimpleNamespace(task=task, _context=SimpleNamespace(retries=retries))
+    return SingletonRequest._comes_again(request, WorkerLostError())

@@ -103,7 +103,7 @@ class Scene:
 
     def settle(self, expected):
         """The outcome, when there is nothing left that could change it."""
-        wait_until(lambda: not self._messages() and not self._active(), "the worker has done all")
+        wait_until(lambda: all(map(self._is_idle, range(3))), "the worker has done all")
         parts = {task_id: part for part, task_id in self._ids.items()}
         bodies, errbacks = Counter(), Counter()
         for run in self._history.runs(self._label):
@@ -122,6 +122,10 @@ class Scene:
         is_error = isinstance(answer, Exception)
         seen = End(result.state, type(answer).__name__ if is_error else answer)
         return right if right.allows(seen) else seen
+
+    def _is_idle(self, _):
+        # Between the two looks a run may end that has just published another one: look again.
+        return not self._messages() and not self._active()
 
     def _messages(self):
         """How many the broker has of its queue, delivered ones that nobody acknowledged too."""

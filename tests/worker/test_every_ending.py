@@ -55,6 +55,8 @@ class Stage:
         """Publish it, and wait for its body, and for its message's early acknowledgement."""
         self.send()
         self._history.wait_for_starts(self._label)
+        if "ignore the end" in self.ending.how:
+            self.wait_for_log("From here on the end is ignored")
         if not self.is_late and self.pool != "solo":
             wait_until(lambda: self.messages() == 0, "the message is acknowledged")
         return self.runs()[0]

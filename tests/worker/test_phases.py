@@ -12,18 +12,20 @@ from kombu.exceptions import OperationalError
 
 from celery_singleton_lock import DuplicateTaskError, LockHeldError, SingletonTask
 from celery_singleton_lock.locks import AppLocks
-from celery_singleton_lock.phases import HEADER, reserved_key
+from celery_singleton_lock.phases import reserved_key
+from celery_singleton_lock.publishing import RESERVED
 from celery_singleton_lock.stores.base import Claimant
 from fault_proxy import FaultProxy
 from phase_tasks import (
+    REFUSE_ONCE,
     hold_once,
     hold_once_briefly_reserved,
     hold_once_late,
     hold_one_ahead,
     hold_one_ahead_impatiently,
-    refuse_once,
     retry_after_gate,
     retry_and_go_on,
+    retry_elsewhere,
     retry_one_ahead,
     return_at_once,
 )
@@ -123,7 +125,7 @@ def test_what_waits_stays_reserved_while_it_is_put_back(worker, publish, history
 
 
 @pytest.mark.parametrize("task", [retry_after_gate, retry_one_ahead])
-def test_between_its_attempts_it_is_no_less_one(publish, history, label, task):
+def test_between_its_attempts_it_is_no_less_one(publish, history, label, is_free, task):
     first = publish(task)
     wait_until(lambda: first.state == states.RETRY, "it waits for its retry")
 
@@ -133,6 +135,7 @@ def test_between_its_attempts_it_is_no_less_one(publish, history, label, task):
     assert second.holder.task_id == first.id
     assert second.get(timeout=20) == label
     assert [each.retries for each in history.runs(label)] == [0, 1]
+    wait_until(is_free(task), "nothing is left")
 
 
 def test_a_retry_that_does_not_end_the_body_keeps_it_after_that(publish, history, label, worker):
@@ -172,13 +175,29 @@ def test_a_killed_child_whose_message_comes_again_keeps_it(publish, history, lab
     assert first.get(timeout=20) == label
 
 
-def test_a_run_that_another_hook_refuses_gives_it_back(publish, is_free):
-    first = publish(refuse_once)
+@pytest.mark.parametrize(
+    "task", [pytest.param(each, id=name) for name, each in REFUSE_ONCE.items()]
+)
+def test_a_run_that_another_hook_refuses_gives_it_back(publish, is_free, task):
+    publish(task)
 
-    with pytest.raises(PermissionError):
-        first.get(timeout=20)
+    wait_until(is_free(task), "it is free")
 
-    wait_until(is_free(refuse_once), "it is free")
+
+def test_a_retry_with_another_lock_keeps_that_and_not_its_own(publish, history, label, new_label):
+    other = new_label()
+    first = publish(retry_elsewhere, other)
+    history.wait_for_starts(label)
+    store = AppLocks.of(retry_elsewhere.app).store
+    wait_until(lambda: store.holder(key_of(retry_elsewhere, other)), "the other is reserved")
+    open_gate(label)
+
+    history.wait_for_starts(other)
+    wait_until(
+        lambda: not any(store.holder(key_of(retry_elsewhere, each)) for each in (label, other)),
+        "both are free",
+    )
+    assert first.get(timeout=20) in (label, other)  # both of its attempts succeed
 
 
 def test_one_that_has_waited_too_long_gives_it_back(publish, history, label, is_free):
@@ -227,7 +246,7 @@ def test_a_message_that_no_worker_knows_gives_it_back(app, worker, label, is_fre
     key = key_of(hold_once, label)
     AppLocks.of(app).store.reserve(key, Claimant("gone", "publisher", 1), 60.0)
 
-    app.send_task("gone", task_id="gone", queue=worker.worker_queue, headers={HEADER: key})
+    app.send_task("gone", task_id="gone", queue=worker.worker_queue, headers={RESERVED: key})
 
     wait_until(is_free(hold_once), "it is free")
 
@@ -280,13 +299,14 @@ def test_a_lost_confirmation_counts_as_published(new_app, broker_proxy, label, i
         task_publish_retry=retries,
         task_publish_retry_policy=policy,
     )
-    task = bound_to(app, hold_once_briefly_reserved)
+    task = bound_to(app, hold_once, lock_ttl=1.0)
     broker_proxy.lose_replies(once=True, names={"LPUSH"})
 
     with pytest.raises(OperationalError):
         task.apply_async((label,), queue=f"nobodys-{label}")
 
     assert not is_free(hold_once)()
+    wait_until(is_free(hold_once), "one ttl is over, not one lock_reservation_ttl")
 
 
 # settled at start --------------------------------------------------------------------------------
@@ -339,7 +359,7 @@ def test_what_an_older_release_reserved_is_given_back_at_the_start(app, worker, 
             (f"{label}-{bucket}",),
             queue=worker.worker_queue,
             task_id=task_id,
-            headers={HEADER: key},
+            headers={RESERVED: key},
         )
 
         assert result.get(timeout=20) == task_id

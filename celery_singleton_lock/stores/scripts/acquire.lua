@@ -38,7 +38,11 @@ if own_number == 0 then
   own_number = nil
 end
 
-local has_reserved = KEYS[4] ~= KEYS[1] and redis.call("HGET", KEYS[4], "task_id") == ARGV[3]
+local has_reserved = false
+if KEYS[4] ~= KEYS[1] then
+  local reserved = redis.call("HMGET", KEYS[4], "owner_token", "heir", "task_id")
+  has_reserved = reserved[1] == "" and reserved[2] == "" and reserved[3] == ARGV[3]
+end
 
 local function own_served()
   local served = tonumber(ARGV[8])
@@ -82,8 +86,12 @@ local is_handed_over = owner_token == "" and heir and heir ~= ""
 local is_kept = owner_token == "" and not is_handed_over
 
 local name, generation = ARGV[12], ARGV[13]
-if name ~= "" and generation == "0" then
-  generation = string.format("%.0f", now_in_us())
+if name ~= "" then
+  local now_us = now_in_us()
+  -- A publisher whose clock is ahead must not keep all others out until theirs are.
+  if generation == "0" or tonumber(generation) > now_us then
+    generation = string.format("%.0f", now_us)
+  end
 end
 local follows_us = is_kept and name ~= "" and follows == name
 
