@@ -33,7 +33,8 @@ class Conflict:
         is_holder_queued: Whether the holder is in its queue: the lock is kept for its retry, or was
             reserved when it was published.
         is_same_call: Whether the holder is the same task with the same arguments, all of them;
-            told only where ``on_conflict`` is ``"join"`` or a callable.
+            told only where ``on_conflict`` is ``"join"`` or a callable, or with a ``lock_phase``
+            that begins at the publish.
         is_newest: ``"rerun"`` only: whether none that is newer has met the lock meanwhile.
         is_superseded: ``"rerun"`` only: whether a newer one, the holder, has had the lock.
         retries: How many of its retries the run has used.

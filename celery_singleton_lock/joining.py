@@ -10,6 +10,7 @@ from celery import Task, states
 
 from .conflict import requeue_delay
 from .errors import LockHeldError, StoreError
+from .keys import beside
 from .lease import Lease
 from .locks import AppLocks
 from .outage import ask_store, send_back
@@ -74,7 +75,7 @@ def outcome_in_hand(
             return outcome
         try:
             answer = lease.store.acquire(
-                _stand_in_key(lease.key, joined),
+                f"{beside(lease.key, 'instead')}:{joined}",
                 lease.claim.owner_token,
                 STAND_IN_LIVES,
                 claimant,
@@ -140,9 +141,3 @@ def _next_call(task_class: Any) -> Callable[..., Any] | None:
         if owner is Task or call is not None:
             return None if owner is Task else call
     return None
-
-
-def _stand_in_key(key: str, joined: str) -> str:
-    """In the lock's own bucket, and not to be taken for a lock's."""
-    prefix_and_tag, _, rest = key.partition("}")
-    return f"{prefix_and_tag}}}:instead{rest}:{joined}"

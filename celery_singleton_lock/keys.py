@@ -125,10 +125,15 @@ def canonical(value: Any) -> Any:
     return _canonical_object(value)
 
 
+def beside(key: str, what: str) -> str:
+    """Another key for the same lock, in its bucket, and not to be taken for a lock's."""
+    prefix_and_tag, _, rest = key.partition("}")
+    return f"{prefix_and_tag}}}:{what}{rest}"
+
+
 def queued_key(key: str) -> str:
     """Where a run that waits in its queue is noted, beside the lock that it is to have."""
-    prefix_and_tag, _, rest = key.partition("}")
-    return f"{prefix_and_tag}}}:queued{rest}"
+    return beside(key, "queued")
 
 
 def call_digest(

@@ -153,14 +153,15 @@ def reserved_key(options: LockOptions, lock_key: str) -> str:
 def reserved_beside(options: LockOptions, request: Any, lock_key: str) -> Reserved | None:
     """What the current run gives back with taking its lock; ``None`` if that is the lock itself."""
     key = (request.headers or {}).get(RESERVED)
-    is_beside = key == queued_key(lock_key)
-    return Reserved(queued_key(lock_key), options.lock_reservation_ttl) if is_beside else None
+    if key is None or key != queued_key(lock_key):
+        return None
+    return Reserved(key, options.lock_reservation_ttl)
 
 
 def has_started(locks: AppLocks, request: Any, lock_key: str) -> None:
     """The current run has its lock: what was reserved is used up."""
     key = (request.headers or {}).pop(RESERVED, None)
-    if key not in (None, lock_key, queued_key(lock_key)):
+    if key is not None and key not in (lock_key, queued_key(lock_key)):
         _cancel(locks, key, request.id)  # it was published by another release of the code
 
 

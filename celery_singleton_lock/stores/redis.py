@@ -52,6 +52,7 @@ from redis.exceptions import (
 from redis.retry import Retry
 
 from ..errors import Holder, StoreError
+from ..keys import beside
 from .base import (
     DUE_FOR,
     FOLLOW_UP_FOR,
@@ -172,7 +173,7 @@ class RedisStore(LockStore):
     ) -> Acquisition:
         """See :meth:`LockStore.acquire`. One round trip."""
         reserved_key, keep_ms = (reserved.key, _ms(reserved.seconds)) if reserved else (key, 0)
-        keys = (key, _bucket(key), _line(key), reserved_key, _newest(key))
+        keys = (key, _bucket(key), _line(key), reserved_key, beside(key, "newest"))
         update = (*(generation or ("", 0)), _ms(NEWEST_LIVES))
         args = (owner_token, _ms(ttl), *claimant, *_place_args(place), keep_ms, *update)
         is_acquired, *answer = self._ask(lambda: self._run(ACQUIRE, 5, *keys, *args))
@@ -342,13 +343,7 @@ def _bucket(key: str) -> str:
 
 
 def _line(key: str) -> str:
-    prefix_and_tag, _, rest = key.partition("}")
-    return f"{prefix_and_tag}}}:line{rest}"
-
-
-def _newest(key: str) -> str:
-    prefix_and_tag, _, rest = key.partition("}")
-    return f"{prefix_and_tag}}}:newest{rest}"
+    return beside(key, "line")
 
 
 def _place_args(place: Place | None) -> tuple[Any, ...]:
